@@ -1,0 +1,1 @@
+"""The gateway: stateful batched sequence inference over gRPC. docs/design.md is the map."""

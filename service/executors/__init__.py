@@ -1,0 +1,47 @@
+"""Executors run the ``step`` signature of a model version. They hold no session and know no client."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey
+
+
+class Executor(Protocol):
+    """Runs batches. ``embedded.py`` does so in this process, ``tf_serving.py`` through a model server."""
+
+    @property
+    def max_in_flight(self) -> int:
+        """How many ``step`` calls for one model version are worth having under way at once."""
+        ...
+
+    async def start(self) -> None:
+        """Loads or finds the models; returns once every model has a version that can be stepped.
+
+        Raises:
+            ModelLoadError: nothing that could be served was found; the text says what was looked for, and where.
+        """
+        ...
+
+    def versions(self) -> Mapping[VersionKey, ModelVersion]:
+        """The versions that can be stepped now. Cheap: it is asked on every request."""
+        ...
+
+    def bucket(self, rows: int, steps: int) -> tuple[int, int]:
+        """The ``(batch, time)`` shape to pad ``rows`` x ``steps`` to, so that compiled shapes stay few."""
+        ...
+
+    async def step(self, key: VersionKey, batch: StepBatch) -> StepBatchResult:
+        """Runs one batch of the shape that ``bucket`` asked for.
+
+        The arrays of ``batch`` are the executor's until it returns; the result's arrays are the caller's.
+
+        Raises:
+            ExecutorUnavailable: it cannot run now; nothing has been applied, and the same batch may be sent again.
+            ModelVersionUnavailable: the version is no longer there.
+            BadModelOutput: what came back has a shape or a dtype that breaks the contract.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Waits for what is running, and lets go of everything. Safe to call twice."""
+        ...
