@@ -68,3 +68,36 @@ class StepBatchResult:
 
     outputs: FloatArray
     state: FloatArray
+
+
+class SessionKey(NamedTuple):
+    """Sessions are keyed by their owner and their id: two principals may use the same id and never meet."""
+
+    principal: str
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepCall:
+    """One step as its caller asked for it, checked as far as that goes without its model.
+
+    Attributes:
+        key: Whose session.
+        position: Where the chunk begins, in time steps; None applies it wherever the session stands.
+        inputs: ``[time, input_dim]``, finite, time at least 1.
+        digest: SHA-256 over dtype, shape and bytes of ``inputs``: what makes a repeated step the same step.
+        deadline: When its caller stops waiting, on the event loop's clock, in seconds.
+    """
+
+    key: SessionKey
+    position: int | None
+    inputs: FloatArray
+    digest: bytes
+    deadline: float
+
+
+class StepReply(NamedTuple):
+    """What a step returns: the time steps consumed once it was applied, and ``outputs`` ``[time, output_dim]``."""
+
+    position: int
+    outputs: FloatArray

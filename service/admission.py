@@ -1,0 +1,76 @@
+"""Admission: how much the gateway takes on at once. Nothing in it queues without a permit."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from service.errors import Draining, Overloaded
+
+
+class Admission:
+    """Counts the steps that were taken on and not yet answered, and the bytes of their inputs.
+
+    Args:
+        max_steps: How many steps may be under way at once.
+        max_bytes: How many bytes of inputs they may hold together.
+    """
+
+    def __init__(self, *, max_steps: int, max_bytes: int) -> None:
+        self._max_steps = max_steps
+        self._max_bytes = max_bytes
+        self._steps = 0
+        self._bytes = 0
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def steps(self) -> int:
+        """Steps under way now."""
+        return self._steps
+
+    @contextmanager
+    def permit(self, nbytes: int) -> Iterator[None]:
+        """Holds a place for one step, from here to its answer.
+
+        Raises:
+            Draining: the gateway takes nothing new.
+            Overloaded: there are as many steps or bytes as it takes.
+        """
+        self._check(nbytes)
+        self._steps += 1
+        self._bytes += nbytes
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._steps -= 1
+            self._bytes -= nbytes
+            if not self._steps:
+                self._idle.set()
+
+    def drain(self) -> None:
+        """Takes nothing new from now on."""
+        self._draining = True
+
+    async def idle(self) -> None:
+        """Returns once no step is under way."""
+        await self._idle.wait()
+
+    def check_open(self) -> None:
+        """Raises ``Draining`` where nothing new is taken."""
+        if self._draining:
+            raise Draining("this gateway is shutting down; another one will take the request")
+
+    def _check(self, nbytes: int) -> None:
+        self.check_open()
+        if self._steps >= self._max_steps:
+            raise Overloaded(
+                f"{self._steps} steps are under way; at most {self._max_steps} are taken", limit=self._max_steps
+            )
+        # A chunk that fits the message limit must be able to run alone, whatever the byte limit is.
+        if self._steps and self._bytes + nbytes > self._max_bytes:
+            raise Overloaded(
+                f"the steps under way hold {self._bytes} bytes of inputs; at most {self._max_bytes} are taken",
+                limit=self._max_bytes,
+            )

@@ -1,0 +1,68 @@
+"""The catalog: which model versions are served, and which of them a session is pinned to."""
+
+from service.errors import FingerprintMismatch, ModelNotFound, ModelVersionUnavailable
+from service.executors import Executor
+from service.sessions import SessionInfo
+from service.types import ModelVersion
+
+
+class Catalog:
+    """Names to versions. It asks the executor anew each time, so it is never out of date."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def models(self) -> dict[str, list[ModelVersion]]:
+        """Every model by name, its versions newest first."""
+        models: dict[str, list[ModelVersion]] = {}
+        for key in sorted(self._executor.versions(), key=lambda key: (key.model, -key.version)):
+            models.setdefault(key.model, []).append(self._executor.versions()[key])
+        return models
+
+    def model(self, name: str) -> list[ModelVersion]:
+        """One model's versions, newest first.
+
+        Raises:
+            ModelNotFound: it is not served.
+        """
+        versions = self.models().get(name)
+        if versions is None:
+            raise ModelNotFound(f"no model {name!r} is served", model=name)
+        return versions
+
+    def resolve(self, name: str, version: int | None) -> ModelVersion:
+        """The version that a new session gets: the one it asks for, or the newest.
+
+        Raises:
+            ModelNotFound: no such model, or no such version.
+        """
+        versions = self.model(name)
+        if version is None:
+            return versions[0]
+        for candidate in versions:
+            if candidate.key.version == version:
+                return candidate
+        served = ", ".join(str(candidate.key.version) for candidate in versions)
+        raise ModelNotFound(f"model {name!r} has no version {version}; served: {served}", model=name, version=version)
+
+    def pinned(self, session: SessionInfo) -> ModelVersion:
+        """The version that a session was opened with.
+
+        Raises:
+            ModelVersionUnavailable: it is served no more.
+            FingerprintMismatch: its number is, but stands for another model.
+        """
+        version = self._executor.versions().get(session.version)
+        if version is None:
+            raise ModelVersionUnavailable(
+                f"model version {session.version}, which the session was opened with, is not served",
+                model=session.version.model,
+                version=session.version.version,
+            )
+        if version.fingerprint != session.fingerprint:
+            raise FingerprintMismatch(
+                f"model version {session.version} is not the model that the session was opened with",
+                expected=session.fingerprint,
+                served=version.fingerprint,
+            )
+        return version

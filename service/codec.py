@@ -1,0 +1,220 @@
+"""Protobuf to NumPy and back: the only conversion, and the check of everything a client may send."""
+
+import hashlib
+import math
+import re
+
+import numpy as np
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import status_pb2
+
+from ntm_serving.v1 import model_service_pb2 as model_pb
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from ntm_serving.v1 import tensor_pb2
+from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
+from service.sessions import Session
+from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_LITTLE_FLOAT32 = np.dtype("<f4")
+_FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
+MAX_REQUEST_ID = 64
+
+
+def parse_id(value: str, field: str) -> str:
+    """A session id or a model name.
+
+    Raises:
+        InvalidId: it is not 1 to 64 of ``A-Z a-z 0-9 _ -``.
+    """
+    if not _ID.match(value):
+        shown = value if len(value) <= 80 else value[:77] + "..."
+        raise InvalidId(f"{field} is {shown!r}; expected 1 to 64 characters of A-Z a-z 0-9 _ -", field=field)
+    return value
+
+
+def check_message(message: Message, max_bytes: int) -> None:
+    """Checks a whole request message against the limit, which is below the transport's own.
+
+    Raises:
+        MessageTooLarge: it is larger.
+    """
+    size = message.ByteSize()
+    if size > max_bytes:
+        raise MessageTooLarge(f"the message has {size} bytes; at most {max_bytes} are taken", limit=max_bytes)
+
+
+def parse_inputs(tensor: tensor_pb2.Tensor) -> tuple[FloatArray, bytes]:
+    """A step's inputs ``[time, input_dim]`` and their digest. The array shares the message's bytes.
+
+    Raises:
+        InvalidTensor: wrong dtype, rank, byte count, no time step, NaN or Inf; ``field`` says where.
+    """
+    if tensor.dtype != _FLOAT32:
+        raise InvalidTensor(
+            f"inputs.dtype is {_dtype_name(tensor.dtype)}; expected DATA_TYPE_FLOAT32", field="inputs.dtype"
+        )
+    shape = tuple(tensor.shape)
+    if len(shape) != 2 or shape[1] < 1:
+        raise InvalidTensor(f"inputs.shape is {list(shape)}; expected [time, input_dim]", field="inputs.shape")
+    if shape[0] < 1:
+        raise InvalidTensor(
+            f"inputs.shape is {list(shape)}: the chunk is empty; expected at least one time step", field="inputs.shape"
+        )
+    content = tensor.content
+    if len(content) != (expected := 4 * shape[0] * shape[1]):
+        raise InvalidTensor(
+            f"inputs.content has {len(content)} bytes; shape {list(shape)} of float32 takes {expected}",
+            field="inputs.content",
+        )
+    array = np.frombuffer(content, _LITTLE_FLOAT32).reshape(shape)
+    # NaN and Inf survive a sum; only a sum that is not finite needs the closer look (finite values may overflow).
+    if not math.isfinite(_sum(array)) and not np.isfinite(array).all():
+        step, column = np.argwhere(~np.isfinite(array))[0]
+        raise InvalidTensor(
+            f"inputs[{step}, {column}] is {array[step, column]}; expected finite", field="inputs.content"
+        )
+    digest = hashlib.sha256(b"f4:%d:%d:" % shape)
+    digest.update(content)
+    return array, digest.digest()
+
+
+def parse_step(request: pb.StepRequest, principal: str, deadline: float, max_chunk_bytes: int) -> StepCall:
+    """One step, checked as far as that goes without its model.
+
+    Raises:
+        InvalidId, InvalidArgument, InvalidTensor, MessageTooLarge: what is wrong with it.
+    """
+    if len(request.request_id) > MAX_REQUEST_ID:
+        raise InvalidArgument(
+            f"request_id has {len(request.request_id)} characters; at most {MAX_REQUEST_ID} are taken",
+            field="request_id",
+        )
+    key = SessionKey(principal, parse_id(request.session_id, "session_id"))
+    position = None
+    if request.HasField("position"):
+        position = request.position
+        if position < 0:
+            raise InvalidArgument(f"position is {position}; expected 0 or more", field="position")
+    tensor = request.inputs
+    if len(tensor.content) > max_chunk_bytes:
+        raise MessageTooLarge(
+            f"inputs.content has {len(tensor.content)} bytes; at most {max_chunk_bytes} are taken in one chunk",
+            limit=max_chunk_bytes,
+        )
+    inputs, digest = parse_inputs(tensor)
+    return StepCall(key, position, inputs, digest, deadline)
+
+
+def parse_timeout(request: pb.StepRequest) -> float | None:
+    """A step's own time limit in seconds; None where it has none.
+
+    Raises:
+        InvalidArgument: it is not positive.
+    """
+    if not request.HasField("timeout"):
+        return None
+    seconds = _seconds(request.timeout)
+    if seconds <= 0:
+        raise InvalidArgument(f"timeout is {seconds} s; expected more than 0", field="timeout")
+    return seconds
+
+
+def parse_ttl(duration: Duration | None, default: float, maximum: float) -> float:
+    """A session's TTL in seconds.
+
+    Raises:
+        InvalidArgument: it is not positive, or above the maximum.
+    """
+    if duration is None:
+        return default
+    seconds = _seconds(duration)
+    if not 0 < seconds <= maximum:
+        raise InvalidArgument(f"ttl is {seconds} s; expected more than 0 and at most {maximum} s", field="ttl")
+    return seconds
+
+
+def render_tensor(array: FloatArray) -> tensor_pb2.Tensor:
+    """An array of any rank."""
+    content = array.astype(_LITTLE_FLOAT32, copy=False).tobytes()
+    return tensor_pb2.Tensor(dtype=_FLOAT32, shape=array.shape, content=content)
+
+
+def render_reply(request: pb.StepRequest, reply: StepReply) -> pb.StepResponse:
+    """The response of a step that was applied, now or before."""
+    return pb.StepResponse(
+        request_id=request.request_id,
+        session_id=request.session_id,
+        position=reply.position,
+        outputs=render_tensor(reply.outputs),
+    )
+
+
+def render_failure(request: pb.StepRequest, status: status_pb2.Status) -> pb.StepResponse:
+    """The response of a step that failed among others."""
+    return pb.StepResponse(request_id=request.request_id, session_id=request.session_id, status=status)
+
+
+def render_session(session: Session) -> pb.Session:
+    """A session's public face."""
+    info = session.info
+    return pb.Session(
+        session_id=info.key.session_id,
+        model=pb.ModelSpec(name=info.version.model, version=info.version.version),
+        fingerprint=info.fingerprint,
+        position=session.position,
+        create_time=_timestamp(info.created),
+        last_use_time=_timestamp(session.last_used),
+        expire_time=_timestamp(session.expires),
+    )
+
+
+def render_state(components: dict[str, FloatArray]) -> list[pb.StateTensor]:
+    """A session's state by name."""
+    return [pb.StateTensor(name=name, value=render_tensor(value)) for name, value in components.items()]
+
+
+def render_model(name: str, versions: list[ModelVersion], counts: dict[int, int]) -> model_pb.Model:
+    """A model; ``counts`` has the live sessions of each version."""
+    return model_pb.Model(
+        name=name, versions=[_render_version(version, counts.get(version.key.version, 0)) for version in versions]
+    )
+
+
+def _render_version(version: ModelVersion, session_count: int) -> model_pb.ModelVersion:
+    return model_pb.ModelVersion(
+        version=version.key.version,
+        state=model_pb.ModelVersion.STATE_AVAILABLE,
+        fingerprint=version.fingerprint,
+        input_dim=version.input_dim,
+        output_dim=version.output_dim,
+        state_size=version.state_size,
+        state_layout=[
+            model_pb.StateComponent(name=part.name, shape=part.shape, offset=part.offset, axes=part.axes)
+            for part in version.state_layout
+        ],
+        keras_config_json=version.keras_config_json,
+        task=version.task,
+        session_count=session_count,
+    )
+
+
+def _sum(array: FloatArray) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(array.sum())
+
+
+def _seconds(duration: Duration) -> float:
+    return float(duration.seconds + duration.nanos / 1e9)
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    whole = int(seconds // 1)
+    return Timestamp(seconds=whole, nanos=int((seconds - whole) * 1e9))
+
+
+def _dtype_name(dtype: int) -> str:
+    names = tensor_pb2.DataType.DESCRIPTOR.values_by_number
+    return str(names[dtype].name) if dtype in names else f"{dtype}"

@@ -1,0 +1,111 @@
+"""Settings: from flags, environment variables (``NTM_...``) and defaults, checked before anything starts."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]+):(?P<port>\d{1,5})\Z")
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+_MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Stateful batched sequence inference over gRPC: serves every model of a directory from this process.
+
+    Every option can also be set as NTM_<OPTION>, for example NTM_MODEL_DIR=models.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="NTM_", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, extra="forbid"
+    )
+
+    model_dir: Path = Field(
+        description="Directory of models: MODEL/VERSION/saved_model.pb, as `python training/train.py` exports them.",
+    )
+    listen: str = Field(
+        default="127.0.0.1:50051",
+        description="Address to listen on, HOST:PORT; port 0 takes a free one. Anything but loopback needs --insecure, "
+        "since it would be open to everybody who can reach it.",
+    )
+    port_file: Path | None = Field(
+        default=None, description="Writes the port that is listened on to this file, for scripts that use port 0."
+    )
+    insecure: bool = Field(
+        default=False, description="Allow listening on other addresses than loopback without TLS and tokens."
+    )
+
+    max_batch_size: int = Field(default=256, ge=1, le=4096, description="The most sessions stepped in one batch.")
+    max_steps_per_turn: int = Field(
+        default=16,
+        ge=1,
+        le=1024,
+        description="The most time steps of one chunk run in one batch; longer chunks take several turns.",
+    )
+    xla: bool = Field(default=True, description="Compile the models in the background (serves uncompiled until then).")
+
+    max_sessions: int = Field(default=100_000, ge=1, description="The most sessions kept.")
+    max_queued_steps: int = Field(default=10_000, ge=1, description="The most steps taken on and not yet answered.")
+    max_queued_mib: float = Field(default=256, gt=0, description="The most MiB of inputs that these hold together.")
+    max_stream_steps: int = Field(
+        default=1024, ge=1, description="Steps under way in one stream past which no more of it is read."
+    )
+    max_message_mib: float = Field(default=16, gt=0, le=512, description="The largest message taken, in MiB.")
+    max_chunk_mib: float = Field(default=4, gt=0, le=512, description="The largest inputs of one step, in MiB.")
+
+    session_ttl: float = Field(
+        default=3600, gt=0, description="Seconds that a session lives past its last step, unless it asks otherwise."
+    )
+    max_session_ttl: float = Field(default=7 * 24 * 3600, gt=0, description="The most that it may ask for, in seconds.")
+    step_timeout: float = Field(
+        default=60, gt=0, description="Time limit of a step that has none of its own, in seconds."
+    )
+    executor_timeout: float = Field(default=30, gt=0, description="Time limit of one batch, in seconds.")
+    drain_timeout: float = Field(
+        default=25, ge=0, description="Seconds that steps under way get to finish after SIGTERM."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much is logged.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="'auto' is 'console' on a terminal and 'json' elsewhere."
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
+        match = _ADDRESS.match(value)
+        if match is None or int(match["port"]) > 65535:
+            raise ValueError(
+                f"expected HOST:PORT with a port of 0 to 65535, for example 127.0.0.1:50051; got {value!r}"
+            )
+        return value
+
+    @field_validator("model_dir")
+    @classmethod
+    def _check_model_dir(cls, value: Path) -> Path:
+        if not value.is_dir():
+            raise ValueError(f"expected a directory of models; {str(value)!r} is not a directory")
+        return value
+
+    @property
+    def listen_host(self) -> str:
+        """The host part of ``listen``."""
+        return self.listen.rpartition(":")[0]
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The codec's limit. The transport's is above it, so that the codec can say what is wrong."""
+        return int(self.max_message_mib * _MIB)
+
+    @property
+    def max_chunk_bytes(self) -> int:
+        """The limit of one step's inputs."""
+        return int(self.max_chunk_mib * _MIB)
+
+    @property
+    def max_queued_bytes(self) -> int:
+        """The limit of the inputs under way."""
+        return int(self.max_queued_mib * _MIB)

@@ -1,0 +1,141 @@
+"""The two services of the public API: parse, call the engine, render."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf import empty_pb2
+
+from ntm_serving.v1 import model_service_pb2 as model_pb
+from ntm_serving.v1 import model_service_pb2_grpc, sequence_service_pb2_grpc
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from service import codec
+from service.engine import Engine
+from service.errors import ServiceError
+from service.status import status_of
+from service.step_stream import StepStream
+from service.types import SessionKey
+
+_log = logging.getLogger(__name__)
+
+# Everybody who can reach the gateway is one principal.
+ANONYMOUS = "anonymous"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a request may ask for. Bytes and seconds.
+
+    Attributes:
+        max_message_bytes: The largest message.
+        max_chunk_bytes: The largest inputs of one step.
+        max_stream_steps: Steps under way in one stream past which it is not read.
+        step_timeout: Time limit of a step that has none.
+        session_ttl: TTL of a session that asks for none.
+        max_session_ttl: The longest TTL.
+    """
+
+    max_message_bytes: int
+    max_chunk_bytes: int
+    max_stream_steps: int
+    step_timeout: float
+    session_ttl: float
+    max_session_ttl: float
+
+
+class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
+    """``ntm_serving.v1.SequenceService``. Methods that are not here answer UNIMPLEMENTED."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+
+    async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
+        key = _key(request.session_id)
+        name = codec.parse_id(request.model.name, "model.name")
+        version = request.model.version if request.model.HasField("version") else None
+        ttl = codec.parse_ttl(
+            request.ttl if request.HasField("ttl") else None, self._limits.session_ttl, self._limits.max_session_ttl
+        )
+        return codec.render_session(await self._engine.create(key, name, version, ttl))
+
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
+        return codec.render_session(await self._engine.get(_key(request.session_id)))
+
+    async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> empty_pb2.Empty:
+        await self._engine.delete(_key(request.session_id))
+        return empty_pb2.Empty()
+
+    async def InspectSession(self, request: pb.InspectSessionRequest, context: Context) -> pb.InspectSessionResponse:
+        inspected = await self._engine.inspect(_key(request.session_id))
+        return pb.InspectSessionResponse(
+            session=codec.render_session(inspected.session), state=codec.render_state(inspected.components)
+        )
+
+    async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
+        codec.check_message(request, self._limits.max_message_bytes)
+        return await self._step(request, context.time_remaining())
+
+    async def BatchStep(self, request: pb.BatchStepRequest, context: Context) -> pb.BatchStepResponse:
+        codec.check_message(request, self._limits.max_message_bytes)
+        remaining = context.time_remaining()
+        steps = [self._answer(step, remaining) for step in request.requests]
+        return pb.BatchStepResponse(responses=await asyncio.gather(*steps))
+
+    async def StreamSteps(
+        self, request_iterator: AsyncIterator[pb.StreamStepsRequest], context: Context
+    ) -> AsyncIterator[pb.StreamStepsResponse]:
+        stream = StepStream(
+            answer=self._answer,
+            cancelled=lambda step: codec.render_failure(step, status_of(asyncio.CancelledError())),
+            check=lambda message: codec.check_message(message, self._limits.max_message_bytes),
+            max_steps=self._limits.max_stream_steps,
+        )
+        async for message in stream.run(request_iterator):
+            yield message
+
+    async def _step(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse:
+        """Runs one step within its own time limit and its call's, whichever ends first."""
+        timeout = codec.parse_timeout(request)
+        limits = [limit for limit in (timeout, remaining) if limit is not None]
+        deadline = asyncio.get_running_loop().time() + min(limits, default=self._limits.step_timeout)
+        call = codec.parse_step(request, ANONYMOUS, deadline, self._limits.max_chunk_bytes)
+        return codec.render_reply(request, await self._engine.step(call))
+
+    async def _answer(self, request: pb.StepRequest, remaining: float | None = None) -> pb.StepResponse:
+        """Runs one step among others: what goes wrong with it stands in its own response."""
+        try:
+            return await self._step(request, remaining)
+        except ServiceError as error:
+            return codec.render_failure(request, status_of(error))
+        except Exception as error:  # noqa: BLE001 - a bug met by one step must not end the stream of the others
+            _log.exception("a step failed in a way that it should not")
+            return codec.render_failure(request, status_of(error))
+
+
+class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
+    """``ntm_serving.v1.ModelService``."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def ListModels(self, request: model_pb.ListModelsRequest, context: Context) -> model_pb.ListModelsResponse:
+        counts = await self._engine.session_counts()
+        models = self._engine.catalog.models()
+        return model_pb.ListModelsResponse(
+            models=[codec.render_model(name, versions, counts) for name, versions in models.items()]
+        )
+
+    async def GetModel(self, request: model_pb.GetModelRequest, context: Context) -> model_pb.Model:
+        name = codec.parse_id(request.name, "name")
+        versions = self._engine.catalog.model(name)
+        return codec.render_model(name, versions, await self._engine.session_counts())
+
+
+def _key(session_id: str) -> SessionKey:
+    return SessionKey(ANONYMOUS, codec.parse_id(session_id, "session_id"))

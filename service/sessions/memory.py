@@ -1,0 +1,124 @@
+"""Sessions in this process's memory: the default. They are lost with the process."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from service.errors import SessionExists, SessionLimit, SessionNotFound
+from service.sessions import (
+    Commit,
+    Committed,
+    LastStep,
+    Refused,
+    Session,
+    SessionInfo,
+    judge,
+    new_token,
+)
+from service.types import FloatArray, SessionKey, VersionKey
+
+
+class MemoryStore:
+    """A dictionary of immutable sessions.
+
+    No method suspends, so each is atomic on its event loop, and a reader may keep the session that it got.
+
+    Args:
+        max_sessions: How many sessions it keeps.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(self, *, max_sessions: int, clock: Callable[[], float]) -> None:
+        self._max_sessions = max_sessions
+        self._clock = clock
+        self._sessions: dict[SessionKey, Session] = {}
+
+    async def create(self, info: SessionInfo, *, state: FloatArray | None = None, position: int = 0) -> Session:
+        """See ``SessionStore.create``."""
+        now = self._clock()
+        there = self._live(info.key, now)
+        if there is not None:
+            if there.info.create_digest == info.create_digest:
+                return there
+            raise SessionExists(
+                f"session id {info.key.session_id!r} is taken by a session that another request made",
+                session_id=info.key.session_id,
+            )
+        if len(self._sessions) >= self._max_sessions:
+            await self.sweep()
+            if len(self._sessions) >= self._max_sessions:
+                raise SessionLimit(f"the gateway keeps at most {self._max_sessions} sessions", limit=self._max_sessions)
+        session = Session(
+            info=info._replace(created=now),
+            position=position,
+            state=state,
+            last=None,
+            token=new_token(),
+            last_used=now,
+            expires=now + info.ttl,
+        )
+        self._sessions[info.key] = session
+        return session
+
+    async def load(self, key: SessionKey, *, fresh: bool = False) -> Session:
+        """See ``SessionStore.load``."""
+        return self._require(key)
+
+    async def extend(self, key: SessionKey, seconds: float) -> None:
+        """See ``SessionStore.extend``."""
+        session = self._sessions.get(key)
+        if session is not None and session.expires < (until := self._clock() + seconds):
+            self._sessions[key] = session._replace(expires=until)
+
+    async def commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
+        """See ``SessionStore.commit``."""
+        session = self._require(key)
+        if session.token != commit.token:
+            return Refused(judge(session, commit.position, commit.digest), session)
+        now = self._clock()
+        after = Session(
+            info=session.info,
+            position=commit.reply.position,
+            state=commit.state,
+            last=LastStep(commit.begin, commit.digest, commit.reply),
+            token=new_token(),
+            last_used=now,
+            expires=now + session.info.ttl,
+        )
+        self._sessions[key] = after
+        return Committed(after)
+
+    async def delete(self, key: SessionKey) -> None:
+        """See ``SessionStore.delete``."""
+        self._sessions.pop(key, None)
+
+    async def counts(self) -> dict[VersionKey, int]:
+        """See ``SessionStore.counts``."""
+        now = self._clock()
+        return dict(Counter(session.info.version for session in self._sessions.values() if session.expires > now))
+
+    async def sweep(self) -> Sequence[SessionKey]:
+        """See ``SessionStore.sweep``."""
+        now = self._clock()
+        expired = [key for key, session in self._sessions.items() if session.expires <= now]
+        for key in expired:
+            del self._sessions[key]
+        return expired
+
+    async def close(self) -> None:
+        """See ``SessionStore.close``."""
+        self._sessions.clear()
+
+    def _live(self, key: SessionKey, now: float) -> Session | None:
+        session = self._sessions.get(key)
+        if session is None or session.expires > now:
+            return session
+        del self._sessions[key]
+        return None
+
+    def _require(self, key: SessionKey) -> Session:
+        session = self._live(key, self._clock())
+        if session is None:
+            raise SessionNotFound(
+                f"no session {key.session_id!r}: never opened, deleted or expired", session_id=key.session_id
+            )
+        return session

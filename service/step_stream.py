@@ -1,0 +1,94 @@
+"""One stream of steps: messages come in with many steps, responses go out with many, as they finish."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from ntm_serving.v1 import sequence_service_pb2 as pb
+
+# A response message holds about this many bytes of outputs at the most, so that it passes a client that still has
+# gRPC's default limit of 4 MiB. A single response may be larger.
+_MESSAGE_BYTES = 2 * 1024 * 1024
+
+
+class StepStream:
+    """Runs the steps of one stream, each as a task of its own.
+
+    Args:
+        answer: Runs one step and returns its response; it raises only when its task is cancelled.
+        cancelled: Makes the response of a step that was cancelled.
+        max_steps: Steps under way past which no more is read: the client feels it as HTTP/2 flow control.
+    """
+
+    def __init__(
+        self,
+        *,
+        answer: Callable[[pb.StepRequest], Awaitable[pb.StepResponse]],
+        cancelled: Callable[[pb.StepRequest], pb.StepResponse],
+        max_steps: int,
+    ) -> None:
+        self._answer = answer
+        self._cancelled = cancelled
+        self._max_steps = max_steps
+        self._tasks: dict[asyncio.Task[pb.StepResponse], pb.StepRequest] = {}
+        self._by_id: dict[str, asyncio.Task[pb.StepResponse]] = {}
+        self._done: deque[pb.StepResponse] = deque()
+        self._wake = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def run(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> AsyncIterator[pb.StreamStepsResponse]:
+        """Yields responses until the client has closed its side and every step is answered.
+
+        Ends with the reader's error where reading failed. Whatever ends it, no step of it is left running.
+        """
+        reader = asyncio.create_task(self._read(messages))
+        reader.add_done_callback(lambda _: self._wake.set())
+        try:
+            while not (reader.done() and not self._tasks and not self._done):
+                await self._wake.wait()
+                self._wake.clear()
+                while self._done:
+                    yield self._next_message()
+            await reader
+        finally:
+            reader.cancel()
+            for task in tuple(self._tasks):
+                task.cancel()
+
+    async def _read(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> None:
+        async for message in messages:
+            for request in message.requests:
+                await self._room.wait()
+                self._start(request)
+            for request_id in message.cancel:
+                task = self._by_id.get(request_id)
+                if task is not None:
+                    task.cancel()
+
+    def _start(self, request: pb.StepRequest) -> None:
+        # Tasks start in the order in which they are made, which keeps the steps of one session in order.
+        task = asyncio.ensure_future(self._answer(request))
+        self._tasks[task] = request
+        if request.request_id:
+            self._by_id[request.request_id] = task
+        task.add_done_callback(self._finish)
+        if len(self._tasks) >= self._max_steps:
+            self._room.clear()
+
+    def _finish(self, task: asyncio.Task[pb.StepResponse]) -> None:
+        request = self._tasks.pop(task)
+        if self._by_id.get(request.request_id) is task:
+            del self._by_id[request.request_id]
+        self._done.append(self._cancelled(request) if task.cancelled() else task.result())
+        self._wake.set()
+        self._room.set()
+
+    def _next_message(self) -> pb.StreamStepsResponse:
+        """All the responses that are ready, or as many as make a message."""
+        responses: list[pb.StepResponse] = []
+        size = 0
+        while self._done and (not responses or size + len(self._done[0].outputs.content) <= _MESSAGE_BYTES):
+            size += len(self._done[0].outputs.content)
+            responses.append(self._done.popleft())
+        return pb.StreamStepsResponse(responses=responses)

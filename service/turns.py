@@ -1,0 +1,58 @@
+"""Turns: one step of a session runs at a time; those that arrive meanwhile wait, first come first served."""
+
+import asyncio
+from collections import deque
+from types import TracebackType
+
+from service.types import SessionKey
+
+
+class Turns:
+    """A first-in-first-out lock for every session, which costs nothing for sessions that nobody steps."""
+
+    def __init__(self) -> None:
+        # A key is here while somebody holds its turn; its deque holds those who wait.
+        self._waiting: dict[SessionKey, deque[asyncio.Future[None]]] = {}
+
+    def of(self, key: SessionKey) -> "_Turn":
+        """``async with turns.of(key):`` runs its body alone for this key."""
+        return _Turn(self._waiting, key)
+
+
+class _Turn:
+    """One wait for, and hold of, a key's turn."""
+
+    __slots__ = ("_key", "_waiting")
+
+    def __init__(self, waiting: dict[SessionKey, deque[asyncio.Future[None]]], key: SessionKey) -> None:
+        self._waiting = waiting
+        self._key = key
+
+    async def __aenter__(self) -> None:
+        queue = self._waiting.get(self._key)
+        if queue is None:
+            self._waiting[self._key] = deque()
+            return
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        queue.append(mine)
+        try:
+            await mine
+        except asyncio.CancelledError:
+            # Cancelled after the turn was handed over, before this task could run: hand it on.
+            if mine.done() and not mine.cancelled():
+                self._release()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        queue = self._waiting[self._key]
+        while queue:
+            following = queue.popleft()
+            if not following.done():
+                following.set_result(None)
+                return
+        del self._waiting[self._key]
