@@ -1,9 +1,11 @@
 """The catalog: which model versions are served, and which of them a session is pinned to."""
 
-from service.errors import FingerprintMismatch, ModelNotFound, ModelVersionUnavailable
+from collections.abc import Mapping
+
+from service.errors import ExecutorUnavailable, FingerprintMismatch, ModelNotFound, ModelVersionUnavailable
 from service.executors import Executor
 from service.sessions import SessionInfo
-from service.types import ModelVersion
+from service.types import ModelVersion, VersionKey
 
 
 class Catalog:
@@ -11,12 +13,22 @@ class Catalog:
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
+        self._open = False
+
+    def open(self) -> None:
+        """The executor has its models: what it does not have from now on is not there."""
+        self._open = True
 
     def models(self) -> dict[str, list[ModelVersion]]:
-        """Every model by name, its versions newest first."""
+        """Every model by name, its versions newest first.
+
+        Raises:
+            ExecutorUnavailable: they are still being loaded.
+        """
         models: dict[str, list[ModelVersion]] = {}
-        for key in sorted(self._executor.versions(), key=lambda key: (key.model, -key.version)):
-            models.setdefault(key.model, []).append(self._executor.versions()[key])
+        versions = self._versions()
+        for key in sorted(versions, key=lambda key: (key.model, -key.version)):
+            models.setdefault(key.model, []).append(versions[key])
         return models
 
     def model(self, name: str) -> list[ModelVersion]:
@@ -52,7 +64,7 @@ class Catalog:
             ModelVersionUnavailable: it is served no more.
             FingerprintMismatch: its number is, but stands for another model.
         """
-        version = self._executor.versions().get(session.version)
+        version = self._versions().get(session.version)
         if version is None:
             raise ModelVersionUnavailable(
                 f"model version {session.version}, which the session was opened with, is not served",
@@ -66,3 +78,8 @@ class Catalog:
                 served=version.fingerprint,
             )
         return version
+
+    def _versions(self) -> Mapping[VersionKey, ModelVersion]:
+        if not self._open:
+            raise ExecutorUnavailable("the models are still being loaded")
+        return self._executor.versions()

@@ -15,7 +15,7 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.sessions import Session
-from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply
+from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionKey
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LITTLE_FLOAT32 = np.dtype("<f4")
@@ -176,10 +176,10 @@ def render_state(components: dict[str, FloatArray]) -> list[pb.StateTensor]:
     return [pb.StateTensor(name=name, value=render_tensor(value)) for name, value in components.items()]
 
 
-def render_model(name: str, versions: list[ModelVersion], counts: dict[int, int]) -> model_pb.Model:
+def render_model(name: str, versions: list[ModelVersion], counts: dict[VersionKey, int]) -> model_pb.Model:
     """A model; ``counts`` has the live sessions of each version."""
     return model_pb.Model(
-        name=name, versions=[_render_version(version, counts.get(version.key.version, 0)) for version in versions]
+        name=name, versions=[_render_version(version, counts.get(version.key, 0)) for version in versions]
     )
 
 

@@ -1,30 +1,57 @@
-"""Settings: from flags, environment variables (``NTM_...``) and defaults, checked before anything starts."""
+"""Settings: flags, environment variables (``NTM_...``), a TOML file and defaults, checked before anything starts."""
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+__all__ = ["Settings", "SettingsError", "read_settings"]
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]+):(?P<port>\d{1,5})\Z")
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 _MIB = 1024 * 1024
 
 
 class Settings(BaseSettings):
-    """Stateful batched sequence inference over gRPC: serves every model of a directory from this process.
+    """Stateful batched sequence inference over gRPC.
 
-    Every option can also be set as NTM_<OPTION>, for example NTM_MODEL_DIR=models.
+    Serves every model of a directory from this process (--model-dir), or models of a TensorFlow Serving
+    (--tf-serving). Every option can also be set as NTM_<OPTION>, for example NTM_MODEL_DIR=models, or in a TOML file
+    that NTM_CONFIG names. A flag wins over the environment, and that over the file.
     """
 
     model_config = SettingsConfigDict(
         env_prefix="NTM_", cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, extra="forbid"
     )
 
-    model_dir: Path = Field(
+    check: bool = Field(default=False, description="Print the settings that it would run with, and exit.")
+    model_dir: Path | None = Field(
+        default=None,
         description="Directory of models: MODEL/VERSION/saved_model.pb, as `python training/train.py` exports them.",
+    )
+    tf_serving: str | None = Field(
+        default=None,
+        description="TensorFlow Serving to run the models on, HOST:PORT or dns:///HOST:PORT (all its replicas).",
+    )
+    model: list[str] = Field(default=[], description="With --tf-serving: names of the models to serve; repeatable.")
+    store: str = Field(
+        default="memory",
+        description="Where sessions are kept: 'memory' loses them with this process; redis://HOST:PORT/DB keeps them "
+        "in a Valkey or Redis that any number of gateways share.",
     )
     listen: str = Field(
         default="127.0.0.1:50051",
@@ -85,10 +112,44 @@ class Settings(BaseSettings):
 
     @field_validator("model_dir")
     @classmethod
-    def _check_model_dir(cls, value: Path) -> Path:
-        if not value.is_dir():
+    def _check_model_dir(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
             raise ValueError(f"expected a directory of models; {str(value)!r} is not a directory")
         return value
+
+    @field_validator("store")
+    @classmethod
+    def _check_store(cls, value: str) -> str:
+        if value != "memory" and not value.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://")):
+            raise ValueError(f"expected 'memory' or redis://HOST:PORT/DB; got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if (self.model_dir is None) == (self.tf_serving is None):
+            raise ValueError("expected one of --model-dir and --tf-serving: where the models are")
+        if self.tf_serving is not None and not self.model:
+            raise ValueError("--tf-serving needs --model: TensorFlow Serving cannot be asked which models it has")
+        if self.listen_host not in _LOOPBACK and not self.insecure:
+            raise ValueError(
+                f"--listen {self.listen} is open to everybody who can reach it; listen on 127.0.0.1, or say --insecure"
+            )
+        if self.session_ttl > self.max_session_ttl:
+            raise ValueError(f"--session-ttl {self.session_ttl} is above --max-session-ttl {self.max_session_ttl}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then the environment, then the file that ``NTM_CONFIG`` names."""
+        path = os.environ.get("NTM_CONFIG")
+        return init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, Path(path))] if path else [])
 
     @property
     def listen_host(self) -> str:
@@ -109,3 +170,28 @@ class Settings(BaseSettings):
     def max_queued_bytes(self) -> int:
         """The limit of the inputs under way."""
         return int(self.max_queued_mib * _MIB)
+
+
+def read_settings(argv: Sequence[str] | None = None) -> Settings:
+    """The settings of this process.
+
+    Args:
+        argv: Command-line arguments; None for the process's own.
+
+    Raises:
+        SettingsError: the text has a line for each field that is wrong.
+    """
+    path = os.environ.get("NTM_CONFIG")
+    if path and not Path(path).is_file():
+        raise SettingsError(f"NTM_CONFIG: {path!r} is not a file")
+    source: CliSettingsSource[Settings] = CliSettingsSource(Settings, cli_prog_name="ntm-serve")
+    try:
+        return CliApp.run(Settings, cli_args=list(argv) if argv is not None else None, cli_settings_source=source)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_line(details) for details in error.errors())) from None
+
+
+def _line(details: ErrorDetails) -> str:
+    message = details["msg"].removeprefix("Value error, ")
+    name = "".join(f"--{part}" for part in details["loc"][:1] if isinstance(part, str)).replace("_", "-")
+    return f"{name}: {message}" if name else message

@@ -37,6 +37,10 @@ class Engine:
         batcher: Batches steps over ``executor``.
         admission: How much is taken on.
         clock: The event loop's clock.
+
+    Attributes:
+        catalog: The models that are served.
+        drained: Set once ``drain`` is through: nothing more will be answered but refusals.
     """
 
     def __init__(
@@ -55,7 +59,17 @@ class Engine:
         self._admission = admission
         self._clock = clock
         self._turns = Turns()
+        self.drained = asyncio.Event()
         self._initial_states: dict[tuple[VersionKey, str], FloatArray] = {}
+
+    async def start(self) -> None:
+        """Loads or finds the models. Until then everything that needs one is refused with ExecutorUnavailable.
+
+        Raises:
+            ModelLoadError: there is nothing to serve.
+        """
+        await self._executor.start()
+        self.catalog.open()
 
     async def step(self, call: StepCall) -> StepReply:
         """Applies one step, exactly once where it says its position.
@@ -165,6 +179,7 @@ class Engine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await self._admission.idle()
+        self.drained.set()
         return self._admission.steps == 0
 
     async def close(self) -> None:

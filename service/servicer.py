@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import empty_pb2
@@ -49,7 +49,7 @@ class Limits:
 
 
 class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
-    """``ntm_serving.v1.SequenceService``. Methods that are not here answer UNIMPLEMENTED."""
+    """``ntm_serving.v1.SequenceService``."""
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self._engine = engine
@@ -77,6 +77,18 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             session=codec.render_session(inspected.session), state=codec.render_state(inspected.components)
         )
 
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        await _not_built(context)
+
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
+        await _not_built(context)
+
+    async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
+        await _not_built(context)
+
+    async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.Session:
+        await _not_built(context)
+
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         codec.check_message(request, self._limits.max_message_bytes)
         return await self._step(request, context.time_remaining())
@@ -92,9 +104,10 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     ) -> AsyncIterator[pb.StreamStepsResponse]:
         stream = StepStream(
             answer=self._answer,
-            cancelled=lambda step: codec.render_failure(step, status_of(asyncio.CancelledError())),
+            refuse=lambda step, error: codec.render_failure(step, status_of(error)),
             check=lambda message: codec.check_message(message, self._limits.max_message_bytes),
             max_steps=self._limits.max_stream_steps,
+            drained=self._engine.drained,
         )
         async for message in stream.run(request_iterator):
             yield message
@@ -139,3 +152,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
 def _key(session_id: str) -> SessionKey:
     return SessionKey(ANONYMOUS, codec.parse_id(session_id, "session_id"))
+
+
+async def _not_built(context: Context) -> NoReturn:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this gateway does not have this method yet")

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
+from service.errors import Draining, ServiceError
 
 # A response message holds about this many bytes of outputs at the most, so that it passes a client that still has
 # gRPC's default limit of 4 MiB. A single response may be larger.
@@ -16,20 +18,26 @@ class StepStream:
 
     Args:
         answer: Runs one step and returns its response; it raises only when its task is cancelled.
-        cancelled: Makes the response of a step that was cancelled.
+        refuse: The response of a step that is not run, or was cancelled: takes the request and the reason.
+        check: Raises a ``ServiceError`` if a whole message cannot be taken; each of its steps is refused with it.
         max_steps: Steps under way past which no more is read: the client feels it as HTTP/2 flow control.
+        drained: Set once the gateway answers nothing more: the stream ends, and its client goes to another gateway.
     """
 
     def __init__(
         self,
         *,
-        answer: Callable[[pb.StepRequest], Awaitable[pb.StepResponse]],
-        cancelled: Callable[[pb.StepRequest], pb.StepResponse],
+        answer: Callable[[pb.StepRequest], Coroutine[Any, Any, pb.StepResponse]],
+        refuse: Callable[[pb.StepRequest, BaseException], pb.StepResponse],
+        check: Callable[[pb.StreamStepsRequest], None],
         max_steps: int,
+        drained: asyncio.Event,
     ) -> None:
         self._answer = answer
-        self._cancelled = cancelled
+        self._refuse = refuse
+        self._check = check
         self._max_steps = max_steps
+        self._drained = drained
         self._tasks: dict[asyncio.Task[pb.StepResponse], pb.StepRequest] = {}
         self._by_id: dict[str, asyncio.Task[pb.StepResponse]] = {}
         self._done: deque[pb.StepResponse] = deque()
@@ -41,23 +49,37 @@ class StepStream:
         """Yields responses until the client has closed its side and every step is answered.
 
         Ends with the reader's error where reading failed. Whatever ends it, no step of it is left running.
+
+        Raises:
+            Draining: the gateway has drained; every step that it took is answered.
         """
         reader = asyncio.create_task(self._read(messages))
+        draining = asyncio.create_task(self._drained.wait())
         reader.add_done_callback(lambda _: self._wake.set())
+        draining.add_done_callback(lambda _: self._wake.set())
         try:
-            while not (reader.done() and not self._tasks and not self._done):
+            while not (reader.done() or draining.done()) or self._tasks or self._done:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._done:
                     yield self._next_message()
+            if not reader.done():
+                raise Draining("this gateway is shutting down; another one will take the stream")
             await reader
         finally:
             reader.cancel()
+            draining.cancel()
             for task in tuple(self._tasks):
                 task.cancel()
 
     async def _read(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> None:
         async for message in messages:
+            try:
+                self._check(message)
+            except ServiceError as error:
+                self._done.extend(self._refuse(request, error) for request in message.requests)
+                self._wake.set()
+                continue
             for request in message.requests:
                 await self._room.wait()
                 self._start(request)
@@ -68,7 +90,7 @@ class StepStream:
 
     def _start(self, request: pb.StepRequest) -> None:
         # Tasks start in the order in which they are made, which keeps the steps of one session in order.
-        task = asyncio.ensure_future(self._answer(request))
+        task = asyncio.create_task(self._answer(request))
         self._tasks[task] = request
         if request.request_id:
             self._by_id[request.request_id] = task
@@ -80,7 +102,7 @@ class StepStream:
         request = self._tasks.pop(task)
         if self._by_id.get(request.request_id) is task:
             del self._by_id[request.request_id]
-        self._done.append(self._cancelled(request) if task.cancelled() else task.result())
+        self._done.append(self._refuse(request, asyncio.CancelledError()) if task.cancelled() else task.result())
         self._wake.set()
         self._room.set()
 

@@ -1,0 +1,31 @@
+"""What the settings name: the executor and the session store, each imported only where it is used."""
+
+import time
+
+from service.config import Settings
+from service.executors import Executor
+from service.sessions import SessionStore
+
+
+def make_executor(settings: Settings) -> Executor:
+    """The executor that ``settings`` name; nothing is loaded yet."""
+    if settings.tf_serving is not None:
+        from service.executors.tf_serving import TfServingExecutor  # the client of another process
+
+        return TfServingExecutor(settings.tf_serving, models=settings.model)
+    from service.executors.embedded import EmbeddedExecutor  # brings TensorFlow
+
+    if settings.model_dir is None:
+        raise AssertionError("settings have a model directory or a model server")
+    return EmbeddedExecutor(settings.model_dir, max_batch_size=settings.max_batch_size, compile=settings.xla)
+
+
+def make_store(settings: Settings) -> SessionStore:
+    """The session store that ``settings`` name; nothing is connected yet."""
+    if settings.store != "memory":
+        from service.sessions.redis import RedisStore  # brings a client library
+
+        return RedisStore(settings.store, max_sessions=settings.max_sessions)
+    from service.sessions.memory import MemoryStore
+
+    return MemoryStore(max_sessions=settings.max_sessions, clock=time.time)

@@ -1,0 +1,249 @@
+"""``ntm-serve``: starts the gateway, serves, and drains when it is told to end."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from ntm_serving.v1 import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    sequence_service_pb2,
+    sequence_service_pb2_grpc,
+)
+from service.admission import Admission
+from service.backends import make_executor, make_store
+from service.batcher import Batcher, BatchPolicy
+from service.config import Settings, SettingsError, read_settings
+from service.engine import Engine
+from service.errors import ModelLoadError
+from service.executors import Executor
+from service.interceptors import ErrorInterceptor
+from service.logs import configure_logging
+from service.servicer import Limits, ModelServicer, SequenceServicer
+from service.sessions import SessionStore
+
+_log = logging.getLogger(__name__)
+
+_SERVICES = (
+    sequence_service_pb2.DESCRIPTOR.services_by_name["SequenceService"].full_name,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+_SWEEP_EVERY_S = 5.0
+# How long calls that are not steps (a slow reader's stream, a ListModels) get once every step is answered.
+_STOP_GRACE_S = 1.0
+
+
+class StartError(Exception):
+    """The gateway cannot start; the text is for the operator."""
+
+
+class Gateway:
+    """One gateway: its engine, its gRPC server and its health, from start to drained.
+
+    Args:
+        settings: What to run with.
+        executor: Runs the models; the gateway starts and closes it.
+        store: Keeps the sessions; the gateway closes it.
+    """
+
+    def __init__(self, settings: Settings, *, executor: Executor, store: SessionStore) -> None:
+        self._settings = settings
+        clock = asyncio.get_running_loop().time
+        self.engine = Engine(
+            store=store,
+            executor=executor,
+            batcher=Batcher(executor, policy=_batch_policy(settings), clock=clock),
+            admission=Admission(max_steps=settings.max_queued_steps, max_bytes=settings.max_queued_bytes),
+            clock=clock,
+        )
+        self._health = health_aio.HealthServicer()
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_server_options(settings))
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def listen(self) -> int:
+        """Opens the port and answers on it, NOT_SERVING yet.
+
+        Returns:
+            The port.
+
+        Raises:
+            StartError: the address cannot be listened on.
+        """
+        limits = _limits(self._settings)
+        servicer = SequenceServicer(self.engine, limits)
+        sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.engine), self._server)
+        self._server.add_generic_rpc_handlers((health_handlers(self._health),))
+        reflection.enable_server_reflection(
+            (*_SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME), self._server
+        )
+        # gRPC's own health servicer says SERVING until told otherwise.
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(self._settings.listen)
+        except RuntimeError:
+            raise StartError(f"cannot listen on {self._settings.listen}: is another server running there?") from None
+        await self._server.start()
+        return port
+
+    async def open(self) -> None:
+        """Loads the models; from then on the gateway is SERVING.
+
+        Raises:
+            ModelLoadError: there is nothing to serve.
+        """
+        await self.engine.start()
+        self._sweeper = asyncio.create_task(self.engine.sweep_forever(_SWEEP_EVERY_S))
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self) -> bool:
+        """Takes nothing new, lets what is under way finish, and closes; returns whether all of it did finish."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        finished = await self.engine.drain(self._settings.drain_timeout)
+        await self._server.stop(_STOP_GRACE_S)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.engine.close()
+        return finished
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", *_SERVICES):
+            await self._health.set(name, status)
+
+
+def health_handlers(servicer: health_aio.HealthServicer) -> grpc.GenericRpcHandler:
+    """The handlers of ``grpc.health.v1.Health``."""
+    return grpc.method_handlers_generic_handler(
+        "grpc.health.v1.Health",
+        {
+            "Check": grpc.unary_unary_rpc_method_handler(
+                servicer.Check,
+                request_deserializer=health_pb2.HealthCheckRequest.FromString,
+                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+            ),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                servicer.Watch,
+                request_deserializer=health_pb2.HealthCheckRequest.FromString,
+                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+            ),
+        },
+    )
+
+
+async def serve(settings: Settings) -> int:
+    """Runs a gateway until SIGTERM or SIGINT; returns the exit code: 0 where everything under way was answered."""
+    started = time.monotonic()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    gateway = Gateway(settings, executor=make_executor(settings), store=make_store(settings))
+    port = await gateway.listen()
+    _announce(settings, port)
+    if await _unless(stop, gateway.open()):
+        _log.info("serving", extra=_what_is_served(gateway, time.monotonic() - started))
+        await stop.wait()
+    _log.info("draining")
+    finished = await gateway.drain()
+    _log.info("stopped" if finished else "stopped with steps unanswered")
+    return 0 if finished else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The ``ntm-serve`` command."""
+    try:
+        settings = read_settings(argv)
+        if settings.check:
+            print(settings.model_dump_json(indent=2, exclude={"check"}))
+            return 0
+        configure_logging(settings.log_level, settings.log_format)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(serve(settings))
+    except (SettingsError, StartError, ModelLoadError) as error:
+        print(f"ntm-serve: {error}", file=sys.stderr)
+        return 2 if isinstance(error, SettingsError) else 1
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Does ``work`` unless ``stop`` comes first; returns whether it was done."""
+    doing, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            doing.result()
+            return True
+        doing.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await doing
+        return False
+    finally:
+        stopping.cancel()
+
+
+def _announce(settings: Settings, port: int) -> None:
+    address = f"{settings.listen_host}:{port}"
+    print(f"listening on {address}", flush=True)
+    if settings.port_file is not None:
+        # By rename, so that whoever waits for the file never reads half of it.
+        partial = settings.port_file.with_name(settings.port_file.name + ".partial")
+        partial.write_text(f"{port}\n")
+        partial.replace(settings.port_file)
+
+
+def _what_is_served(gateway: Gateway, seconds: float) -> dict[str, object]:
+    models = gateway.engine.catalog.models()
+    versions = {name: [version.key.version for version in found] for name, found in models.items()}
+    return {"models": versions, "startup_s": round(seconds, 2)}
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Uvloop where there is one: it takes half again as many messages a second (docs/design.md)."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _batch_policy(settings: Settings) -> BatchPolicy:
+    return BatchPolicy(
+        max_batch_size=settings.max_batch_size,
+        max_steps_per_turn=settings.max_steps_per_turn,
+        executor_timeout=settings.executor_timeout,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_message_bytes=settings.max_message_bytes,
+        max_chunk_bytes=settings.max_chunk_bytes,
+        max_stream_steps=settings.max_stream_steps,
+        step_timeout=settings.step_timeout,
+        session_ttl=settings.session_ttl,
+        max_session_ttl=settings.max_session_ttl,
+    )
+
+
+def _server_options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        # Well above the codec's limit, which is the one that clients meet: it can say what is wrong.
+        ("grpc.max_receive_message_length", 8 * settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        # Two gateways on one port would share its connections at random; the second is refused instead.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
