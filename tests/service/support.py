@@ -75,8 +75,14 @@ class NumpyExecutor:
         self.batches: list[StepBatch] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.entered = asyncio.Event()
         self.fault: Any = None
         self.closed = False
+
+    def hold(self) -> None:
+        """Calls wait from now on, until ``gate`` is set; ``entered`` tells when one does."""
+        self.gate.clear()
+        self.entered.clear()
 
     async def start(self) -> None: ...
 
@@ -90,6 +96,7 @@ class NumpyExecutor:
         if key not in self.served:
             raise ModelVersionUnavailable(f"{key} is gone")
         self.batches.append(batch)
+        self.entered.set()
         await asyncio.sleep(0)
         await self.gate.wait()
         if self.fault is not None:

@@ -1,0 +1,282 @@
+import asyncio
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.batcher import Batcher, BatchPolicy
+from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable
+from service.types import StepBatchResult
+from tests.service.support import (
+    INPUT_DIM,
+    NumpyExecutor,
+    compute,
+    initial_state,
+    random_inputs,
+    run_whole,
+    version_of,
+)
+
+POLICY = BatchPolicy(max_batch_size=4, max_steps_per_turn=3, executor_timeout=10)
+NEVER = float("inf")
+
+
+class Clock:
+    """Moved by hand."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def make(executor=None, policy=POLICY):
+    clock = Clock()
+    executor = executor or NumpyExecutor()
+    return Batcher(executor, policy=policy, clock=clock), executor, clock
+
+
+def submit(batcher, inputs, state=None, deadline=NEVER, version=None):
+    return asyncio.create_task(batcher.submit(version or version_of(), inputs, state, deadline))
+
+
+async def settle():
+    """Lets everything that can run do so."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 11), st.booleans()), min_size=1, max_size=12),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.integers(1, 3),
+)
+def test_whatever_the_batches_each_chunk_gets_its_own_outputs(chunks, max_batch, max_steps, in_flight):
+    async def run():
+        policy = BatchPolicy(max_batch_size=max_batch, max_steps_per_turn=max_steps, executor_timeout=10)
+        batcher, executor, _ = make(NumpyExecutor(max_in_flight=in_flight), policy)
+        rng = np.random.default_rng(0)
+        work = []
+        for length, fresh in chunks:
+            inputs = rng.normal(size=(length, INPUT_DIM)).astype(np.float32)
+            state = None if fresh else rng.normal(size=5).astype(np.float32)
+            work.append((inputs, state, submit(batcher, inputs, state)))
+        for inputs, state, task in work:
+            outputs, after = await task
+            expected, expected_state = run_whole(inputs, state)
+            np.testing.assert_array_equal(outputs, expected)
+            np.testing.assert_array_equal(after, expected_state)
+        for batch in executor.batches:
+            assert (batch.lengths > 0).sum() <= max_batch
+            assert batch.lengths.max() <= max_steps
+        await batcher.close()
+
+    asyncio.run(run())
+
+
+async def test_what_waits_while_a_batch_runs_goes_in_the_next_one():
+    batcher, executor, _ = make()
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    others = [submit(batcher, random_inputs(1, seed)) for seed in range(3)]
+    await settle()
+    executor.gate.set()
+    await asyncio.gather(first, *others)
+    assert [int((batch.lengths > 0).sum()) for batch in executor.batches] == [1, 3]
+    await batcher.close()
+
+
+async def test_a_one_step_request_does_not_wait_for_a_long_one():
+    batcher, executor, _ = make()
+    executor.gate.clear()
+    long = submit(batcher, random_inputs(300))
+    await settle()
+    short = submit(batcher, random_inputs(1))
+    executor.gate.set()
+    await short
+    together = [index for index, batch in enumerate(executor.batches) if (batch.lengths > 0).sum() == 2]
+    assert together == [1]
+    assert not long.done()
+    await long
+    await batcher.close()
+
+
+async def test_rows_past_the_items_step_nothing():
+    batcher, executor, _ = make()
+    executor.gate.clear()
+    tasks = [submit(batcher, random_inputs(1))]
+    await settle()
+    tasks += [submit(batcher, random_inputs(2, seed), initial_state()) for seed in range(3)]
+    executor.gate.set()
+    await asyncio.gather(*tasks)
+    batch = executor.batches[1]
+    assert batch.lengths.tolist() == [2, 2, 2, 0]
+    assert batch.reset.tolist() == [False, False, False, True]
+    await batcher.close()
+
+
+async def test_what_has_expired_is_not_run():
+    batcher, executor, clock = make()
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    late = submit(batcher, random_inputs(1), deadline=5.0)
+    await settle()
+    clock.now = 5.0
+    executor.gate.set()
+    with pytest.raises(DeadlineExceeded):
+        await late
+    await first
+    assert len(executor.batches) == 1
+    await batcher.close()
+
+
+async def test_a_long_chunk_that_expires_on_its_way_stops_there():
+    batcher, executor, clock = make()
+    ran = asyncio.Event()
+
+    def expire_after_two(batch):
+        if len(executor.batches) == 2:
+            clock.now = 9.0
+            ran.set()
+
+    executor.fault = expire_after_two
+    with pytest.raises(DeadlineExceeded):
+        await submit(batcher, random_inputs(30), deadline=8.0)
+    assert ran.is_set()
+    assert len(executor.batches) == 2
+    await batcher.close()
+
+
+async def test_a_cancelled_chunk_leaves_its_place_and_its_batch_mates_alone():
+    batcher, executor, _ = make()
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    waiting = [submit(batcher, random_inputs(1, seed)) for seed in range(3)]
+    running_cancelled = first
+    await settle()
+    waiting[1].cancel()
+    running_cancelled.cancel()
+    await settle()
+    executor.gate.set()
+    await asyncio.gather(waiting[0], waiting[2])
+    assert [int((batch.lengths > 0).sum()) for batch in executor.batches] == [1, 2]
+    await batcher.close()
+
+
+POISON = np.float32(666)
+
+
+def poisoned(batch):
+    return bool((batch.inputs == POISON).any())
+
+
+def raise_on_poison(batch):
+    if poisoned(batch):
+        raise RuntimeError("the op does not like this")
+
+
+def wrong_shape_on_poison(batch):
+    if poisoned(batch):
+        good = compute(batch)
+        return StepBatchResult(good.outputs[:, :, :1], good.state)
+    return None
+
+
+def nan_state_on_poison(batch):
+    good = compute(batch)
+    good.state[(batch.inputs == POISON).any(axis=(1, 2)), 0] = np.nan
+    return good
+
+
+def infinite_output_on_poison(batch):
+    good = compute(batch)
+    good.outputs[(batch.inputs == POISON).any(axis=(1, 2)), 0, 0] = np.inf
+    return good
+
+
+@pytest.mark.parametrize(
+    "fault", [raise_on_poison, wrong_shape_on_poison, nan_state_on_poison, infinite_output_on_poison]
+)
+@pytest.mark.parametrize("where", [0, 1, 3])
+async def test_one_poison_item_fails_alone(fault, where):
+    policy = BatchPolicy(max_batch_size=4, max_steps_per_turn=3, executor_timeout=10)
+    batcher, executor, _ = make(policy=policy)
+    executor.fault = fault
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    chunks = [random_inputs(2, seed) for seed in range(4)]
+    chunks[where][1, 0] = POISON
+    tasks = [submit(batcher, chunk) for chunk in chunks]
+    executor.gate.set()
+    await first
+    for index, (chunk, task) in enumerate(zip(chunks, tasks, strict=True)):
+        if index == where:
+            with pytest.raises(BadModelOutput):
+                await task
+        else:
+            np.testing.assert_array_equal((await task)[0], run_whole(chunk)[0])
+    await batcher.close()
+
+
+async def test_an_executor_that_hangs_fails_its_batch_and_the_next_one_runs():
+    batcher, executor, _ = make(policy=BatchPolicy(max_batch_size=4, max_steps_per_turn=3, executor_timeout=0.05))
+    executor.gate.clear()
+    with pytest.raises(ExecutorUnavailable, match="did not answer"):
+        await submit(batcher, random_inputs(1))
+    executor.gate.set()
+    outputs, _ = await submit(batcher, random_inputs(2))
+    np.testing.assert_array_equal(outputs, run_whole(random_inputs(2))[0])
+    await batcher.close()
+
+
+async def test_a_slow_model_does_not_hold_up_another():
+    slow, fast = version_of("slow"), version_of("fast")
+    executor = NumpyExecutor(slow, fast)
+    batcher, _, _ = make(executor)
+    held = asyncio.Event()
+    plain = executor.step
+
+    async def step(key, batch):
+        if key.model == "slow":
+            await held.wait()
+        return await plain(key, batch)
+
+    executor.step = step
+    waits = submit(batcher, random_inputs(1), version=slow)
+    await settle()
+    await submit(batcher, random_inputs(1), version=fast)
+    assert not waits.done()
+    held.set()
+    await waits
+    await batcher.close()
+
+
+async def test_inputs_and_states_that_were_handed_in_are_never_written():
+    batcher, _, _ = make()
+    inputs, state = random_inputs(7), initial_state()
+    inputs.setflags(write=False)
+    state.setflags(write=False)
+    outputs, after = await submit(batcher, inputs, state)
+    assert outputs.base is None or outputs.base.nbytes == outputs.nbytes
+    assert after.base is None  # a view would keep the whole batch alive
+    await batcher.close()
+
+
+async def test_close_fails_what_waits_and_what_runs():
+    batcher, executor, _ = make()
+    executor.gate.clear()
+    running = submit(batcher, random_inputs(1))
+    await settle()
+    waiting = submit(batcher, random_inputs(1))
+    await settle()
+    await batcher.close()
+    for task in (running, waiting):
+        with pytest.raises(ExecutorUnavailable):
+            await task

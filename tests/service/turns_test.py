@@ -1,0 +1,74 @@
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.turns import Turns
+from service.types import SessionKey
+
+KEY = SessionKey("p", "a")
+
+
+async def settle():
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_first_come_first_served():
+    turns, order, go = Turns(), [], asyncio.Event()
+
+    async def hold(name):
+        async with turns.of(KEY):
+            order.append(name)
+            await go.wait()
+
+    tasks = [asyncio.create_task(hold(number)) for number in range(4)]
+    await settle()
+    assert order == [0]
+    go.set()
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2, 3]
+
+
+async def test_sessions_do_not_wait_for_each_other():
+    turns = Turns()
+    async with turns.of(KEY), turns.of(SessionKey("q", "a")), turns.of(SessionKey("p", "b")):
+        pass
+
+
+async def test_nothing_is_kept_for_a_session_that_nobody_steps():
+    turns = Turns()
+    async with turns.of(KEY):
+        assert turns._waiting
+    assert not turns._waiting
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 8)), max_size=12), st.integers(2, 6))
+def test_whoever_is_cancelled_the_others_get_their_turn_one_at_a_time(cancels, tasks_count):
+    async def run():
+        turns, inside, through = Turns(), 0, []
+
+        async def hold(name):
+            nonlocal inside
+            async with turns.of(KEY):
+                inside += 1
+                assert inside == 1
+                try:
+                    await asyncio.sleep(0)
+                finally:
+                    inside -= 1
+                through.append(name)
+
+        tasks = [asyncio.create_task(hold(number)) for number in range(tasks_count)]
+        for ticks, victim in cancels:
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            if victim < len(tasks):
+                tasks[victim].cancel()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert through == [number for number, task in enumerate(tasks) if not task.cancelled()]
+        assert not turns._waiting
+
+    asyncio.run(run())
