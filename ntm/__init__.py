@@ -1,0 +1,7 @@
+"""A Neural Turing Machine (Graves et al. 2014, https://arxiv.org/abs/1410.5401) as a Keras 3 layer, on any backend."""
+
+from ntm.cell import NTMCell
+from ntm.layer import NeuralTuringMachine
+from ntm.parameters import controller_input_output_shape
+
+__all__ = ["NeuralTuringMachine", "NTMCell", "controller_input_output_shape"]
