@@ -65,6 +65,22 @@ class Session(NamedTuple):
     expires: float
 
 
+class SessionSummary(NamedTuple):
+    """What a list of sessions says of each: a session without its state and its last step.
+
+    Attributes:
+        info: What it was opened with.
+        position: Time steps consumed.
+        last_used: Seconds since the epoch, on the store's clock.
+        expires: Likewise.
+    """
+
+    info: SessionInfo
+    position: int
+    last_used: float
+    expires: float
+
+
 class Commit(NamedTuple):
     """One applied step, to be written if the session still is what the step ran on.
 
@@ -171,6 +187,14 @@ class SessionStore(Protocol):
 
     async def delete(self, key: SessionKey) -> None:
         """Ends a session; does nothing where there is none."""
+        ...
+
+    async def list_sessions(self, principal: str, *, after: str = "", limit: int) -> Sequence[SessionSummary]:
+        """One owner's live sessions, by id, those after ``after``; at most ``limit``. The last id is the next ``after``.
+
+        Raises:
+            StoreUnavailable: the store could not be asked.
+        """
         ...
 
     async def counts(self) -> dict[VersionKey, int]:

@@ -1,0 +1,54 @@
+# The front door. `make` alone says what there is.
+SHELL := /bin/bash
+PYTHON ?= python3
+SEED ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format protos bench test-backends test-chaos test-mutants constraints clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "ntm-serving needs Python 3.11 or later; name one with make PYTHON=..., this is $$($(PYTHON) --version)"; exit 1; }
+	@echo "making the environment in $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@PIP_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+env: $(READY) ## the virtual environment that everything below uses
+
+demo: $(READY) ## the main job: train, export, serve, step, show (SEED=0)
+	@$(BIN)/python examples/demo.py --seed $(SEED)
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff, mypy, import-linter, and the generated code against its protos
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	PYTHON=$(BIN)/python scripts/check_protos.sh
+
+format: $(READY) ## sort imports and lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(READY) ## regenerate the code beside the protos
+	PYTHON=$(BIN)/python scripts/generate_protos.sh
+
+constraints: ## renew constraints.txt from the newest versions that fit
+	rm -rf $(VENV)-fresh && $(PYTHON) -m venv $(VENV)-fresh
+	$(VENV)-fresh/bin/pip install --quiet --editable '.[dev]'
+	{ head -1 constraints.txt; $(VENV)-fresh/bin/pip freeze --exclude-editable; } > constraints.new
+	mv constraints.new constraints.txt && rm -rf $(VENV)-fresh
+
+clean: ## what the commands above left here (not the models and runs)
+	rm -rf $(VENV) $(VENV)-backends .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
