@@ -11,6 +11,7 @@ from service.sessions import (
     Refused,
     Session,
     SessionInfo,
+    SessionSummary,
     judge,
     new_token,
 )
@@ -90,6 +91,16 @@ class MemoryStore:
     async def delete(self, key: SessionKey) -> None:
         """See ``SessionStore.delete``."""
         self._sessions.pop(key, None)
+
+    async def list_sessions(self, principal: str, *, after: str = "", limit: int) -> Sequence[SessionSummary]:
+        """See ``SessionStore.list_sessions``."""
+        now = self._clock()
+        found = sorted(
+            (key.session_id, session)
+            for key, session in self._sessions.items()
+            if key.principal == principal and key.session_id > after and session.expires > now
+        )
+        return [SessionSummary(s.info, s.position, s.last_used, s.expires) for _, s in found[:limit]]
 
     async def counts(self) -> dict[VersionKey, int]:
         """See ``SessionStore.counts``."""
