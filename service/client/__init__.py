@@ -3,6 +3,7 @@
 ``SequenceClient`` blocks, ``AsyncSequenceClient`` is for asyncio. It needs grpcio, numpy and protobuf, not TensorFlow.
 """
 
+from service.client.aio import AsyncSequenceClient, AsyncSession
 from service.client.blocking import SequenceClient, Session
 from service.client.errors import (
     FieldViolation,
@@ -20,6 +21,8 @@ from service.client.values import Model, ModelVersion, SessionInfo, StateCompone
 __all__ = [
     "SequenceClient",
     "Session",
+    "AsyncSequenceClient",
+    "AsyncSession",
     "StepFuture",
     "RetryPolicy",
     "GatewayError",

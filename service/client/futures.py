@@ -35,6 +35,8 @@ class Group:
             self._all.wait()
         except BaseException:  # KeyboardInterrupt above all; it goes on up
             threads.cancel(steps)
+            for step in steps:
+                step.mark_seen()
             raise
 
 

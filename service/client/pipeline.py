@@ -80,8 +80,14 @@ class Pipeline:
 
     def cancel(self, step: Step) -> None:
         """Gives a step up, and tells the gateway if it is there. Whether it was applied shows when it is repeated."""
+        cancelled = GatewayError(grpc.StatusCode.CANCELLED, "the step was cancelled", reason="CANCELLED")
+        line = step.line
         if not step.finished:
-            self._give_up(step, GatewayError(grpc.StatusCode.CANCELLED, "the step was cancelled", reason="CANCELLED"))
+            self._give_up(step, cancelled)
+        elif step.outputs is not None and line.position == line.tail == step.position + step.length:
+            # It was through already, but its caller went away without the outputs: as if the answer had been lost.
+            line.position = line.tail = step.position
+            step.outputs, step.error = None, cancelled
 
     def close_line(self, line: Line, reason: str) -> None:
         """Takes no more steps of a session; those on their way and waiting fail."""
