@@ -1,6 +1,7 @@
 """Admission: how much the gateway takes on at once. Nothing in it queues without a permit."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,7 @@ class Admission:
         self._max_bytes = max_bytes
         self._steps = 0
         self._bytes = 0
+        self._by_owner: Counter[str] = Counter()  # of owners with a limit, those with steps under way
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -30,14 +32,26 @@ class Admission:
         return self._steps
 
     @contextmanager
-    def permit(self, nbytes: int) -> Iterator[None]:
+    def permit(self, nbytes: int, owner: str = "", owner_limit: int | None = None) -> Iterator[None]:
         """Holds a place for one step, from here to its answer.
+
+        Args:
+            nbytes: Bytes of its inputs.
+            owner: Whose step it is.
+            owner_limit: The most steps that ``owner`` may have under way; None for no limit of its own.
 
         Raises:
             Draining: the gateway takes nothing new.
-            Overloaded: there are as many steps or bytes as it takes.
+            Overloaded: there are as many steps or bytes as it takes, or as many steps as the owner may have.
         """
         self._check(nbytes)
+        if owner_limit is not None:
+            if self._by_owner[owner] >= owner_limit:
+                raise Overloaded(
+                    f"{self._by_owner[owner]} steps of this caller are under way; at most {owner_limit} are taken",
+                    limit=owner_limit,
+                )
+            self._by_owner[owner] += 1
         self._steps += 1
         self._bytes += nbytes
         self._idle.clear()
@@ -46,6 +60,10 @@ class Admission:
         finally:
             self._steps -= 1
             self._bytes -= nbytes
+            if owner_limit is not None:
+                self._by_owner[owner] -= 1
+                if not self._by_owner[owner]:
+                    del self._by_owner[owner]
             if not self._steps:
                 self._idle.set()
 

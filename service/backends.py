@@ -25,7 +25,15 @@ def make_store(settings: Settings) -> SessionStore:
     if settings.store != "memory":
         from service.sessions.redis import RedisStore  # brings a client library
 
-        return RedisStore(settings.store, max_sessions=settings.max_sessions)
+        return RedisStore(
+            settings.store,
+            max_sessions=settings.max_sessions,
+            prefix=settings.store_prefix,
+            durability=settings.store_durability,
+            timeout=settings.store_timeout,
+            cache_bytes=int(settings.store_cache_mib * 1024 * 1024),
+            write_form=settings.store_format,
+        )
     from service.sessions.memory import MemoryStore
 
     return MemoryStore(max_sessions=settings.max_sessions, clock=time.time)

@@ -1,6 +1,6 @@
 """The catalog: which model versions are served, and which of them a session is pinned to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from service.errors import ExecutorUnavailable, FingerprintMismatch, ModelNotFound, ModelVersionUnavailable
 from service.executors import Executor
@@ -39,7 +39,7 @@ class Catalog:
         """
         versions = self.models().get(name)
         if versions is None:
-            raise ModelNotFound(f"no model {name!r} is served", model=name)
+            raise not_served(name)
         return versions
 
     def resolve(self, name: str, version: int | None) -> ModelVersion:
@@ -79,7 +79,26 @@ class Catalog:
             )
         return version
 
+    def with_fingerprint(self, fingerprint: str, preferred: VersionKey, may_use: Callable[[str], bool]) -> ModelVersion:
+        """A served version of one fingerprint that ``may_use`` lets through; ``preferred`` where it is one of them.
+
+        Raises:
+            FingerprintMismatch: there is none.
+        """
+        same = [v for v in self._versions().values() if v.fingerprint == fingerprint and may_use(v.key.model)]
+        if not same:
+            raise FingerprintMismatch(
+                f"no version that is served is the model of {preferred} that the snapshot was taken of",
+                expected=fingerprint,
+            )
+        return max(same, key=lambda version: (version.key == preferred, version.key.version, version.key.model))
+
     def _versions(self) -> Mapping[VersionKey, ModelVersion]:
         if not self._open:
             raise ExecutorUnavailable("the models are still being loaded")
         return self._executor.versions()
+
+
+def not_served(name: str) -> ModelNotFound:
+    """What a caller is told of a model that is not there, or not for it: the two cannot be told apart."""
+    return ModelNotFound(f"no model {name!r} is served", model=name)

@@ -14,13 +14,15 @@ from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
-from service.sessions import Session
+from service.sessions import Session, SessionSummary
 from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionKey
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LITTLE_FLOAT32 = np.dtype("<f4")
 _FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
 MAX_REQUEST_ID = 64
+MAX_PAGE_SIZE = 1000
+DEFAULT_PAGE_SIZE = 100
 
 
 def parse_id(value: str, field: str) -> str:
@@ -136,6 +138,19 @@ def parse_ttl(duration: Duration | None, default: float, maximum: float) -> floa
     return seconds
 
 
+def parse_page_size(value: int) -> int:
+    """How many sessions a page holds.
+
+    Raises:
+        InvalidArgument: it is negative, or above the maximum.
+    """
+    if not 0 <= value <= MAX_PAGE_SIZE:
+        raise InvalidArgument(
+            f"page_size is {value}; expected 0 (the gateway's choice) to {MAX_PAGE_SIZE}", field="page_size"
+        )
+    return value or DEFAULT_PAGE_SIZE
+
+
 def render_tensor(array: FloatArray) -> tensor_pb2.Tensor:
     """An array of any rank."""
     content = array.astype(_LITTLE_FLOAT32, copy=False).tobytes()
@@ -157,7 +172,7 @@ def render_failure(request: pb.StepRequest, status: status_pb2.Status) -> pb.Ste
     return pb.StepResponse(request_id=request.request_id, session_id=request.session_id, status=status)
 
 
-def render_session(session: Session) -> pb.Session:
+def render_session(session: Session | SessionSummary) -> pb.Session:
     """A session's public face."""
     info = session.info
     return pb.Session(

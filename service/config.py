@@ -18,10 +18,12 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-__all__ = ["Settings", "SettingsError", "read_settings"]
+__all__ = ["Settings", "SettingsError", "read_settings", "shown"]
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]+):(?P<port>\d{1,5})\Z")
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+# The user and password of a store's URL, down to the last @ before its host.
+_PASSWORD = re.compile(r"(://)[^/]*@")
 
 _MIB = 1024 * 1024
 
@@ -61,6 +63,22 @@ class Settings(BaseSettings):
     port_file: Path | None = Field(
         default=None, description="Writes the port that is listened on to this file, for scripts that use port 0."
     )
+    tls_key: Path | None = Field(default=None, description="PEM private key; with --tls-cert, the port speaks TLS.")
+    tls_cert: Path | None = Field(
+        default=None, description="PEM certificate chain. Key and certificates are read anew when the files change."
+    )
+    tls_client_ca: Path | None = Field(
+        default=None, description="PEM of the authority whose client certificates are asked for (mTLS)."
+    )
+    token_file: Path | None = Field(
+        default=None,
+        description="TOML file of principals and their tokens' hashes (docs/operations.md); read anew when it changes.",
+    )
+    secret_file: Path | None = Field(
+        default=None,
+        description="File of at least 32 random bytes, shared by all gateways, which authenticates snapshots and page "
+        "tokens. Left out: a new one for each process, so that no other one takes its snapshots.",
+    )
     insecure: bool = Field(
         default=False, description="Allow listening on other addresses than loopback without TLS and tokens."
     )
@@ -77,6 +95,18 @@ class Settings(BaseSettings):
     max_sessions: int = Field(default=100_000, ge=1, description="The most sessions kept.")
     max_queued_steps: int = Field(default=10_000, ge=1, description="The most steps taken on and not yet answered.")
     max_queued_mib: float = Field(default=256, gt=0, description="The most MiB of inputs that these hold together.")
+    store_durability: str = Field(
+        default="server",
+        description="What a commit waits for: 'server' trusts the store's own settings; 'aof' its fsync; 'replicas=N' "
+        "N replicas; 'aof,replicas=N' both (docs/durability.md).",
+    )
+    store_timeout: float = Field(default=2.0, gt=0, description="Time limit of one command to the store, in seconds.")
+    store_cache_mib: float = Field(default=256, ge=0, description="MiB of sessions of the store that are kept here.")
+    store_prefix: str = Field(default="ntm:", description="What the names of the store's keys begin with.")
+    store_format: int = Field(
+        default=1, ge=1, description="Form in which sessions are written: the newest that every gateway reads."
+    )
+
     max_stream_steps: int = Field(
         default=1024, ge=1, description="Steps under way in one stream past which no more of it is read."
     )
@@ -120,8 +150,17 @@ class Settings(BaseSettings):
     @field_validator("store")
     @classmethod
     def _check_store(cls, value: str) -> str:
-        if value != "memory" and not value.startswith(("redis://", "rediss://", "unix://", "redis+sentinel://")):
+        if value != "memory" and not value.startswith(
+            ("redis://", "rediss://", "unix://", "redis+sentinel://", "rediss+sentinel://")
+        ):
             raise ValueError(f"expected 'memory' or redis://HOST:PORT/DB; got {value!r}")
+        return value
+
+    @field_validator("tls_key", "tls_cert", "tls_client_ca", "token_file", "secret_file")
+    @classmethod
+    def _check_file(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_file():
+            raise ValueError(f"expected a file; {str(value)!r} is not one")
         return value
 
     @model_validator(mode="after")
@@ -130,9 +169,15 @@ class Settings(BaseSettings):
             raise ValueError("expected one of --model-dir and --tf-serving: where the models are")
         if self.tf_serving is not None and not self.model:
             raise ValueError("--tf-serving needs --model: TensorFlow Serving cannot be asked which models it has")
-        if self.listen_host not in _LOOPBACK and not self.insecure:
+        if (self.tls_key is None) != (self.tls_cert is None):
+            raise ValueError("--tls-key and --tls-cert go together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("--tls-client-ca needs --tls-key and --tls-cert")
+        guarded = self.tls_cert is not None and (self.token_file is not None or self.tls_client_ca is not None)
+        if self.listen_host not in _LOOPBACK and not guarded and not self.insecure:
             raise ValueError(
-                f"--listen {self.listen} is open to everybody who can reach it; listen on 127.0.0.1, or say --insecure"
+                f"--listen {self.listen} is open to everybody who can reach it: expected --tls-key and --tls-cert with "
+                "--token-file or --tls-client-ca; or listen on 127.0.0.1, or say --insecure"
             )
         if self.session_ttl > self.max_session_ttl:
             raise ValueError(f"--session-ttl {self.session_ttl} is above --max-session-ttl {self.max_session_ttl}")
@@ -170,6 +215,12 @@ class Settings(BaseSettings):
     def max_queued_bytes(self) -> int:
         """The limit of the inputs under way."""
         return int(self.max_queued_mib * _MIB)
+
+
+def shown(settings: Settings) -> str:
+    """The settings as JSON, to be read by people: without passwords."""
+    safe = settings.model_copy(update={"store": _PASSWORD.sub(r"\1***@", settings.store)})
+    return safe.model_dump_json(indent=2, exclude={"check"})
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -11,9 +11,32 @@ import numpy as np
 from service.admission import Admission
 from service.batcher import Batcher
 from service.catalog import Catalog
-from service.errors import CorruptState, DeadlineExceeded, InvalidTensor, PositionMismatch, ServiceError, StepConflict
+from service.errors import (
+    CorruptState,
+    DeadlineExceeded,
+    FingerprintMismatch,
+    InvalidArgument,
+    InvalidTensor,
+    ModelVersionUnavailable,
+    PositionMismatch,
+    ServiceError,
+    SessionLimit,
+    SessionNotFound,
+    StepConflict,
+)
 from service.executors import Executor
-from service.sessions import Commit, Committed, LastStep, Session, SessionInfo, SessionStore, Verdict, judge
+from service.seal import Snapshot
+from service.sessions import (
+    Commit,
+    Committed,
+    LastStep,
+    Session,
+    SessionInfo,
+    SessionStore,
+    SessionSummary,
+    Verdict,
+    judge,
+)
 from service.turns import Turns
 from service.types import FloatArray, ModelVersion, SessionKey, StepBatch, StepCall, StepReply, VersionKey
 
@@ -71,15 +94,16 @@ class Engine:
         await self._executor.start()
         self.catalog.open()
 
-    async def step(self, call: StepCall) -> StepReply:
+    async def step(self, call: StepCall, owner_limit: int | None = None) -> StepReply:
         """Applies one step, exactly once where it says its position.
 
-        Any failure before the commit leaves the session as it was.
+        Any failure before the commit leaves the session as it was. ``owner_limit`` is the most steps that the
+        session's owner may have under way.
 
         Raises:
             ServiceError: see the table of docs/api.md.
         """
-        with self._admission.permit(call.inputs.nbytes):
+        with self._admission.permit(call.inputs.nbytes, call.key.principal, owner_limit):
             try:
                 async with asyncio.timeout_at(call.deadline), self._turns.of(call.key):
                     return await self._apply(call, await self._store.load(call.key))
@@ -96,7 +120,16 @@ class Engine:
             session = await self._store.load(call.key, fresh=True)
             verdict = judge(session, call.position, call.digest)
         while verdict is Verdict.RUN:
-            outcome = await self._store.commit(call.key, await self._run(call, session))
+            try:
+                commit = await self._run(call, session)
+            except (ModelVersionUnavailable, FingerprintMismatch, InvalidTensor):
+                # Neither must this: the session may have been deleted and made anew, on another model.
+                stored = await self._store.load(call.key, fresh=True)
+                if stored.token == session.token:
+                    raise
+                session, verdict = stored, judge(stored, call.position, call.digest)
+                continue
+            outcome = await self._store.commit(call.key, commit)
             if isinstance(outcome, Committed):
                 return _last(outcome.session).reply
             verdict, session = outcome.verdict, outcome.session
@@ -118,6 +151,19 @@ class Engine:
             state=state,
             reply=StepReply(session.position + len(call.inputs), outputs),
         )
+
+    async def make_room(self, key: SessionKey, limit: int | None) -> None:
+        """Checks that ``key``'s owner, who may keep ``limit`` sessions, may have this one.
+
+        Raises:
+            SessionLimit: the owner has as many already, and this is not one of them.
+        """
+        if limit is None or len(await self._store.list_sessions(key.principal, limit=limit + 1)) < limit:
+            return
+        try:
+            await self._store.load(key, fresh=True)
+        except SessionNotFound:
+            raise SessionLimit(f"this caller may keep at most {limit} sessions", limit=limit) from None
 
     async def create(self, key: SessionKey, model: str, version: int | None, ttl: float) -> Session:
         """Opens a session; the same create again returns the session that is there.
@@ -141,6 +187,59 @@ class Engine:
     async def get(self, key: SessionKey) -> Session:
         """The session as of its last commit."""
         return await self._store.load(key, fresh=True)
+
+    async def list(self, principal: str, after: str, limit: int) -> Sequence[SessionSummary]:
+        """One owner's sessions by id: up to ``limit`` of those after ``after``."""
+        return await self._store.list_sessions(principal, after=after, limit=limit)
+
+    async def fork(self, source: SessionKey, fork_id: str, ttl: float) -> Session:
+        """A new session of the same owner that goes on where ``source`` stands. Nothing to replay in it yet.
+
+        Raises:
+            SessionNotFound, SessionExists, SessionLimit, Draining, StoreUnavailable: see docs/api.md.
+        """
+        self._admission.check_open()
+        session = await self.get(source)
+        info = SessionInfo(
+            key=SessionKey(source.principal, fork_id),
+            version=session.info.version,
+            fingerprint=session.info.fingerprint,
+            ttl=ttl,
+            create_digest=_digest("fork", source.session_id, ttl),
+            created=0.0,
+        )
+        return await self._store.create(info, state=session.state, position=session.position)
+
+    async def snapshot(self, key: SessionKey) -> tuple[Session, Snapshot]:
+        """The session as of its last commit, and what a new one can be made of."""
+        session = await self.get(key)
+        info = session.info
+        return session, Snapshot(info.version, info.fingerprint, session.position, session.state)
+
+    async def restore(self, key: SessionKey, snapshot: Snapshot, ttl: float, may_use: Callable[[str], bool]) -> Session:
+        """A new session out of a snapshot, on a served version that is the same model.
+
+        Raises:
+            FingerprintMismatch: no version with the snapshot's fingerprint is served (to this caller).
+            SessionExists, SessionLimit, Draining, StoreUnavailable: see docs/api.md.
+        """
+        self._admission.check_open()
+        version = self.catalog.with_fingerprint(snapshot.fingerprint, snapshot.version, may_use)
+        if snapshot.state is not None and snapshot.state.shape != (version.state_size,):
+            raise InvalidArgument(
+                f"the snapshot's state has {snapshot.state.size} values; model {version.key} has {version.state_size}",
+                field="snapshot",
+            )
+        state_digest = b"" if snapshot.state is None else hashlib.sha256(snapshot.state.tobytes()).digest()
+        info = SessionInfo(
+            key=key,
+            version=version.key,
+            fingerprint=version.fingerprint,
+            ttl=ttl,
+            create_digest=_digest("restore", snapshot.fingerprint, snapshot.position, state_digest, ttl),
+            created=0.0,
+        )
+        return await self._store.create(info, state=snapshot.state, position=snapshot.position)
 
     async def delete(self, key: SessionKey) -> None:
         """Ends a session. A step of it that is running will find it gone."""

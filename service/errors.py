@@ -1,7 +1,7 @@
 """What can go wrong, as the gateway's own exceptions.
 
 They name what happened and carry the facts; which gRPC status each becomes stands in one table,
-``interceptors.STATUS_OF``. A reason is part of the public API: clients branch on it.
+``status.STATUS_OF``. A reason is part of the public API: clients branch on it.
 """
 
 from collections.abc import Mapping
@@ -165,6 +165,12 @@ class CorruptState(ServiceError):
     """A stored state fails its checksum or size. It is never run on."""
 
     reason = "CORRUPT_STATE"
+
+
+class Unauthenticated(ServiceError):
+    """No credentials, or none that hold."""
+
+    reason = "UNAUTHENTICATED"
 
 
 class ModelLoadError(Exception):

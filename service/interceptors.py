@@ -1,16 +1,17 @@
-"""Around every call: errors become statuses, and each call leaves a line in the log."""
+"""Around every call: who calls, errors become statuses, and each call leaves a line in the log."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from grpc_status import rpc_status
 
 from service.errors import ServiceError
+from service.identity import Principal, set_caller
 from service.status import status_of
 
 _log = logging.getLogger(__name__)
@@ -20,12 +21,34 @@ if TYPE_CHECKING:  # generic in their stubs alone
     _Handler = grpc.RpcMethodHandler[Any, Any]
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Turns a handler's exception into its status by the table of ``status.py``.
+# What says whether a gateway is alive must not depend on credentials.
+_OPEN = "/grpc.health.v1.Health/"
+
+
+class Authenticator(Protocol):
+    """Tells who calls."""
+
+    def caller(self, authorization: str | None, certificate: str | None) -> Callable[[], Principal]:
+        """Who these credentials stand for; see ``auth.TokenFile.caller``."""
+        ...
+
+    def reload(self) -> None:
+        """Looks whether what it knows has changed."""
+        ...
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    """Finds out who calls, and turns a handler's exception into its status by the table of ``status.py``.
 
     A ``ServiceError`` is an answer. Anything else that is raised is a bug: it is logged with its traceback, and the
     client sees INTERNAL without its text.
+
+    Args:
+        authenticator: Tells who calls.
     """
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
 
     async def intercept_service(
         self,
@@ -37,39 +60,49 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:  # no such method: gRPC answers UNIMPLEMENTED
             return handler
         method = handler_call_details.method
+        if method.startswith(_OPEN):
+            return handler
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                _unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+                self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
             )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                _stream(method, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+                self._stream(method, handler.stream_stream), handler.request_deserializer, handler.response_serializer
             )
         return handler
 
+    def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
+        async def call(request: Any, context: _Context) -> Any:
+            started = time.perf_counter()
+            try:
+                self._identify(context)
+                response = await behavior(request, context)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the table has a status for it
+                await _abort(method, error, context)
+            _log.debug("%s ok in %.2f ms", method, 1e3 * (time.perf_counter() - started))
+            return response
 
-def _unary(method: str, behavior: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
-    async def call(request: Any, context: _Context) -> Any:
-        started = time.perf_counter()
-        try:
-            response = await behavior(request, context)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the table has a status for it
-            await _abort(method, error, context)
-        _log.debug("%s ok in %.2f ms", method, 1e3 * (time.perf_counter() - started))
-        return response
+        return call
 
-    return call
+    def _stream(self, method: str, behavior: Callable[..., Any]) -> Callable[[Any, _Context], AsyncIterator[Any]]:
+        async def call(requests: Any, context: _Context) -> AsyncIterator[Any]:
+            try:
+                self._identify(context)
+                async for response in behavior(requests, context):
+                    yield response
+            except Exception as error:  # noqa: BLE001 - as above
+                await _abort(method, error, context)
 
+        return call
 
-def _stream(method: str, behavior: Callable[..., Any]) -> Callable[[Any, _Context], AsyncIterator[Any]]:
-    async def call(requests: Any, context: _Context) -> AsyncIterator[Any]:
-        try:
-            async for response in behavior(requests, context):
-                yield response
-        except Exception as error:  # noqa: BLE001 - as above
-            await _abort(method, error, context)
-
-    return call
+    def _identify(self, context: _Context) -> None:
+        metadata = context.invocation_metadata() or ()
+        authorization = next((str(value) for key, value in metadata if key == "authorization"), None)
+        certificate = next(iter(context.auth_context().get("x509_common_name", ())), None)
+        caller = self._authenticator.caller(authorization, certificate.decode() if certificate else None)
+        caller()
+        set_caller(caller)
 
 
 async def _abort(method: str, error: Exception, context: _Context) -> None:

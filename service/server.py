@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 import signal
 import sys
 import time
@@ -21,16 +22,19 @@ from ntm_serving.v1 import (
     sequence_service_pb2_grpc,
 )
 from service.admission import Admission
+from service.auth import Anyone, TokenFile
 from service.backends import make_executor, make_store
 from service.batcher import Batcher, BatchPolicy
-from service.config import Settings, SettingsError, read_settings
+from service.config import Settings, SettingsError, read_settings, shown
 from service.engine import Engine
 from service.errors import ModelLoadError
 from service.executors import Executor
-from service.interceptors import ErrorInterceptor
+from service.interceptors import Authenticator, CallInterceptor
 from service.logs import configure_logging
+from service.seal import Sealer
 from service.servicer import Limits, ModelServicer, SequenceServicer
 from service.sessions import SessionStore
+from service.tls import Certificates
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +43,8 @@ _SERVICES = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
 _SWEEP_EVERY_S = 5.0
+_RELOAD_EVERY_S = 1.0
+_SECRET_BYTES = 32
 # How long calls that are not steps (a slow reader's stream, a ListModels) get once every step is answered.
 _STOP_GRACE_S = 1.0
 
@@ -54,6 +60,9 @@ class Gateway:
         settings: What to run with.
         executor: Runs the models; the gateway starts and closes it.
         store: Keeps the sessions; the gateway closes it.
+
+    Raises:
+        SettingsError: a file that they name is not what it should be.
     """
 
     def __init__(self, settings: Settings, *, executor: Executor, store: SessionStore) -> None:
@@ -67,8 +76,13 @@ class Gateway:
             clock=clock,
         )
         self._health = health_aio.HealthServicer()
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_server_options(settings))
-        self._sweeper: asyncio.Task[None] | None = None
+        self._authenticator = _authenticator(settings)
+        self._credentials = _credentials(settings)
+        self._sealer = Sealer(_secret(settings))
+        self._server = grpc.aio.server(
+            interceptors=[CallInterceptor(self._authenticator)], options=_server_options(settings)
+        )
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def listen(self) -> int:
         """Opens the port and answers on it, NOT_SERVING yet.
@@ -80,7 +94,7 @@ class Gateway:
             StartError: the address cannot be listened on.
         """
         limits = _limits(self._settings)
-        servicer = SequenceServicer(self.engine, limits)
+        servicer = SequenceServicer(self.engine, limits, self._sealer)
         sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.engine), self._server)
         self._server.add_generic_rpc_handlers((health_handlers(self._health),))
@@ -90,7 +104,10 @@ class Gateway:
         # gRPC's own health servicer says SERVING until told otherwise.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
-            port = self._server.add_insecure_port(self._settings.listen)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self._settings.listen)
+            else:
+                port = self._server.add_secure_port(self._settings.listen, self._credentials)
         except RuntimeError:
             raise StartError(f"cannot listen on {self._settings.listen}: is another server running there?") from None
         await self._server.start()
@@ -103,7 +120,10 @@ class Gateway:
             ModelLoadError: there is nothing to serve.
         """
         await self.engine.start()
-        self._sweeper = asyncio.create_task(self.engine.sweep_forever(_SWEEP_EVERY_S))
+        self._tasks = [
+            asyncio.create_task(self.engine.sweep_forever(_SWEEP_EVERY_S)),
+            asyncio.create_task(_reload_forever(self._authenticator)),
+        ]
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> bool:
@@ -111,8 +131,8 @@ class Gateway:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         finished = await self.engine.drain(self._settings.drain_timeout)
         await self._server.stop(_STOP_GRACE_S)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for task in self._tasks:
+            task.cancel()
         await self.engine.close()
         return finished
 
@@ -163,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(argv)
         if settings.check:
-            print(settings.model_dump_json(indent=2, exclude={"check"}))
+            print(shown(settings))
             return 0
         configure_logging(settings.log_level, settings.log_format)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -212,6 +232,31 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+async def _reload_forever(authenticator: Authenticator) -> None:
+    while True:
+        await asyncio.sleep(_RELOAD_EVERY_S)
+        authenticator.reload()
+
+
+def _authenticator(settings: Settings) -> Authenticator:
+    return Anyone() if settings.token_file is None else TokenFile(settings.token_file)
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_key is None or settings.tls_cert is None:
+        return None
+    return Certificates(key=settings.tls_key, chain=settings.tls_cert, client_ca=settings.tls_client_ca).credentials()
+
+
+def _secret(settings: Settings) -> bytes:
+    if settings.secret_file is None:
+        return secrets.token_bytes(_SECRET_BYTES)
+    secret = settings.secret_file.read_bytes()
+    if len(secret) < _SECRET_BYTES:
+        raise SettingsError(f"--secret-file: expected at least {_SECRET_BYTES} bytes; it has {len(secret)}")
+    return secret
 
 
 def _batch_policy(settings: Settings) -> BatchPolicy:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
@@ -13,16 +13,16 @@ from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import model_service_pb2_grpc, sequence_service_pb2_grpc
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service import codec
+from service.catalog import not_served
 from service.engine import Engine
 from service.errors import ServiceError
+from service.identity import current
+from service.seal import Sealer
 from service.status import status_of
 from service.step_stream import StepStream
 from service.types import SessionKey
 
 _log = logging.getLogger(__name__)
-
-# Everybody who can reach the gateway is one principal.
-ANONYMOUS = "anonymous"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -51,43 +51,56 @@ class Limits:
 class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     """``ntm_serving.v1.SequenceService``."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, sealer: Sealer) -> None:
         self._engine = engine
         self._limits = limits
+        self._sealer = sealer
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
-        key = _key(request.session_id)
         name = codec.parse_id(request.model.name, "model.name")
         version = request.model.version if request.model.HasField("version") else None
-        ttl = codec.parse_ttl(
-            request.ttl if request.HasField("ttl") else None, self._limits.session_ttl, self._limits.max_session_ttl
-        )
-        return codec.render_session(await self._engine.create(key, name, version, ttl))
+        if not current().may_use(name):
+            raise not_served(name)
+        key = await self._new_key(request.session_id)
+        return codec.render_session(await self._engine.create(key, name, version, self._ttl(request)))
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
         return codec.render_session(await self._engine.get(_key(request.session_id)))
 
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
+        principal, size = current().name, codec.parse_page_size(request.page_size)
+        found = await self._engine.list(principal, self._sealer.unseal_page(principal, request.page_token), size)
+        more = self._sealer.seal_page(principal, found[-1].info.key.session_id) if len(found) == size else ""
+        return pb.ListSessionsResponse(
+            sessions=[codec.render_session(session) for session in found], next_page_token=more
+        )
+
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> empty_pb2.Empty:
         await self._engine.delete(_key(request.session_id))
         return empty_pb2.Empty()
+
+    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
+        source = _key(request.session_id)
+        fork = await self._new_key(request.fork_session_id, "fork_session_id")
+        return codec.render_session(await self._engine.fork(source, fork.session_id, self._ttl(request)))
+
+    async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
+        session, snapshot = await self._engine.snapshot(_key(request.session_id))
+        return pb.SnapshotSessionResponse(
+            snapshot=self._sealer.seal_snapshot(snapshot), session=codec.render_session(session)
+        )
+
+    async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.Session:
+        codec.check_message(request, self._limits.max_message_bytes)
+        snapshot = self._sealer.unseal_snapshot(request.snapshot)
+        key = await self._new_key(request.session_id)
+        return codec.render_session(await self._engine.restore(key, snapshot, self._ttl(request), current().may_use))
 
     async def InspectSession(self, request: pb.InspectSessionRequest, context: Context) -> pb.InspectSessionResponse:
         inspected = await self._engine.inspect(_key(request.session_id))
         return pb.InspectSessionResponse(
             session=codec.render_session(inspected.session), state=codec.render_state(inspected.components)
         )
-
-    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
-        await _not_built(context)
-
-    async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
-        await _not_built(context)
-
-    async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
-        await _not_built(context)
-
-    async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.Session:
-        await _not_built(context)
 
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
         codec.check_message(request, self._limits.max_message_bytes)
@@ -117,8 +130,20 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         timeout = codec.parse_timeout(request)
         limits = [limit for limit in (timeout, remaining) if limit is not None]
         deadline = asyncio.get_running_loop().time() + min(limits, default=self._limits.step_timeout)
-        call = codec.parse_step(request, ANONYMOUS, deadline, self._limits.max_chunk_bytes)
-        return codec.render_reply(request, await self._engine.step(call))
+        principal = current()
+        call = codec.parse_step(request, principal.name, deadline, self._limits.max_chunk_bytes)
+        return codec.render_reply(request, await self._engine.step(call, principal.max_queued_steps))
+
+    async def _new_key(self, session_id: str, field: str = "session_id") -> SessionKey:
+        """The key of a session that is to be made, if its owner may have one more."""
+        principal = current()
+        key = SessionKey(principal.name, codec.parse_id(session_id, field))
+        await self._engine.make_room(key, principal.max_sessions)
+        return key
+
+    def _ttl(self, request: pb.CreateSessionRequest | pb.ForkSessionRequest | pb.RestoreSessionRequest) -> float:
+        ttl = request.ttl if request.HasField("ttl") else None
+        return codec.parse_ttl(ttl, self._limits.session_ttl, self._limits.max_session_ttl)
 
     async def _answer(self, request: pb.StepRequest, remaining: float | None = None) -> pb.StepResponse:
         """Runs one step among others: what goes wrong with it stands in its own response."""
@@ -140,19 +165,18 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def ListModels(self, request: model_pb.ListModelsRequest, context: Context) -> model_pb.ListModelsResponse:
         counts = await self._engine.session_counts()
         models = self._engine.catalog.models()
+        may_use = current().may_use
         return model_pb.ListModelsResponse(
-            models=[codec.render_model(name, versions, counts) for name, versions in models.items()]
+            models=[codec.render_model(name, versions, counts) for name, versions in models.items() if may_use(name)]
         )
 
     async def GetModel(self, request: model_pb.GetModelRequest, context: Context) -> model_pb.Model:
         name = codec.parse_id(request.name, "name")
+        if not current().may_use(name):
+            raise not_served(name)
         versions = self._engine.catalog.model(name)
         return codec.render_model(name, versions, await self._engine.session_counts())
 
 
 def _key(session_id: str) -> SessionKey:
-    return SessionKey(ANONYMOUS, codec.parse_id(session_id, "session_id"))
-
-
-async def _not_built(context: Context) -> NoReturn:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this gateway does not have this method yet")
+    return SessionKey(current().name, codec.parse_id(session_id, "session_id"))

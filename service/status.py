@@ -30,6 +30,7 @@ STATUS_OF: dict[type[errors.ServiceError], grpc.StatusCode] = {
     errors.StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
     errors.CommitUnknown: grpc.StatusCode.UNAVAILABLE,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.StepCancelled: grpc.StatusCode.CANCELLED,
     errors.BadModelOutput: grpc.StatusCode.INTERNAL,
