@@ -25,7 +25,6 @@ Dial = Callable[[], Awaitable[AbstractConnection]]
 
 _SENTINEL = re.compile(r"(?P<tls>rediss?)\+sentinel")
 _SENTINEL_PORT = 26379
-_CREDENTIALS = re.compile(r"//[^/@]*@")
 
 
 def dialer(url: str, *, connect_timeout: float) -> Dial:
@@ -45,7 +44,8 @@ def dialer(url: str, *, connect_timeout: float) -> Dial:
 def redacted(url: str) -> str:
     """The URL without its user and password, for logs and messages."""
     parts = urlsplit(url)
-    return _CREDENTIALS.sub("//***@", urlunsplit(parts._replace(query="")))
+    credentials, at, hosts = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{'***' if credentials else ''}{at}{hosts}", query=""))
 
 
 def _common(connect_timeout: float) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class NoAnswer(Exception):
     """An order was sent and not answered: it may have been carried out, or be so later."""
 
 
+class ConnectionLost(NoAnswer):
+    """The connection broke: perhaps it had long been dead, and the order never arrived."""
+
+
 class Barrier(NamedTuple):
     """What each pipeline ends with: a write of its own, so that all before it is covered, and a wait for it."""
 
@@ -188,7 +192,7 @@ class Link:
         self.exchanges += 1
         commands = [order.command(whole=whole) for order in orders]
         replies: list[object] = []
-        lost = "the session store closed the connection"
+        lost: NoAnswer | None = None
         try:
             async with asyncio.timeout(self._timeout):
                 barrier = self._barrier.commands() if self._barrier is not None else []
@@ -198,31 +202,33 @@ class Link:
                     replies.append(await _read(connection))  # noqa: PERF401 - those that came count, where one fails
                 lost = await self._await_barrier(connection)
         except TimeoutError:
-            lost = f"the session store did not answer within {self._timeout} s"
+            lost = NoAnswer(f"the session store did not answer within {self._timeout} s")
             await self._drop()
         except (RedisError, OSError) as error:
-            lost = f"the session store did not answer: {_text(error)}"
+            lost = ConnectionLost(f"the session store did not answer: {_text(error)}")
             await self._drop()
         except asyncio.CancelledError:
             await self._drop()
-            self._tell(orders, replies, "the gateway closed while the session store was asked")
+            self._tell(orders, replies, NoAnswer("the gateway closed while the session store was asked"))
             raise
         if any(_code(reply) in _MOVED_ON for reply in replies):
             await self._drop()
         return self._tell(orders, replies, lost)
 
-    async def _await_barrier(self, connection: AbstractConnection) -> str:
-        """Reads the barrier's answers; returns why it was not reached, or nothing."""
+    async def _await_barrier(self, connection: AbstractConnection) -> NoAnswer | None:
+        """Reads the barrier's answers; returns why it was not reached, if it was not."""
         if self._barrier is None:
-            return ""
+            return None
         written, waited = await _read(connection), await _read(connection)
         if isinstance(written, RedisError):
-            return f"the session store takes no writes: {_text(written)}"
+            return NoAnswer(f"the session store takes no writes: {_text(written)}")
         if not self._barrier.durability.reached(waited):
-            return f"the session store is not as durable as asked for: {self._barrier.durability}, reached {waited}"
-        return ""
+            return NoAnswer(
+                f"the session store is not as durable as asked: {self._barrier.durability}, reached {waited}"
+            )
+        return None
 
-    def _tell(self, orders: Sequence[_Order], replies: Sequence[object], lost: str) -> list[_Order]:
+    def _tell(self, orders: Sequence[_Order], replies: Sequence[object], lost: NoAnswer | None) -> list[_Order]:
         """Resolves each order by its reply, or by how it was lost; returns those whose script is not there."""
         unknown: list[_Order] = []
         for number, order in enumerate(orders):
@@ -235,8 +241,8 @@ class Link:
                 continue
             elif isinstance(reply, RedisError):
                 order.reply.set_exception(NoAnswer(_text(reply)))
-            elif reply is None or (lost and (self._barrier is not None)):
-                order.reply.set_exception(NoAnswer(lost))
+            elif lost is not None and (reply is None or self._barrier is not None):
+                order.reply.set_exception(type(lost)(*lost.args))  # one of its own: each is raised somewhere else
             elif isinstance(reply, list):
                 order.reply.set_result(reply)
             else:

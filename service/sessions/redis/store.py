@@ -34,7 +34,7 @@ from service.sessions.redis import scripts
 from service.sessions.redis.cache import SessionCache
 from service.sessions.redis.durability import Durability
 from service.sessions.redis.endpoint import dialer
-from service.sessions.redis.link import Argument, Barrier, Link, NoAnswer
+from service.sessions.redis.link import Argument, Barrier, ConnectionLost, Link, NoAnswer
 from service.sessions.redis.records import (
     Keys,
     binding,
@@ -110,17 +110,7 @@ class RedisStore:
         cached = self._cached(key)
         if cached is not None and not fresh:
             return cached
-        known = cached.token if cached is not None else b""
-        link = self._fresh_reads if fresh else self._reads
-        reply = await self._ask(link, scripts.LOAD, [self._keys(key).session], known)
-        if reply.status == "gone":
-            raise self._gone(key)
-        if reply.status == "same" and cached is not None:
-            expires, used = reply.facts
-            session = cached._replace(expires=int(expires) / 1000, last_used=int(used) / 1000)
-            self._cache.put(session)
-            return session
-        return self._read(key, reply)
+        return await self._load(key, self._fresh_reads if fresh else self._reads)
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``. Asks the server only where the session might expire before that."""
@@ -175,6 +165,19 @@ class RedisStore:
         await self._reads.close()
         await self._writes.close()
         self._cache.clear()
+
+    async def _load(self, key: SessionKey, link: Link) -> Session:
+        cached = self._cached(key)
+        known = cached.token if cached is not None else b""
+        reply = await self._ask(link, scripts.LOAD, [self._keys(key).session], known)
+        if reply.status == "gone":
+            raise self._gone(key)
+        if reply.status == "same" and cached is not None:
+            expires, used = reply.facts
+            session = cached._replace(expires=int(expires) / 1000, last_used=int(used) / 1000)
+            self._cache.put(session)
+            return session
+        return self._read(key, reply)
 
     async def _create(self, info: SessionInfo, state: FloatArray | None, position: int) -> Session:
         info = info._replace(ttl=millis(info.ttl) / 1000)
@@ -262,9 +265,15 @@ class RedisStore:
         return await asyncio.shield(task)
 
     async def _ask(self, link: Link, script: Script, keys: Sequence[str], *arguments: Argument) -> "_Reply":
-        """Runs a script that is safe to run again: no answer is the same as none sent."""
+        """Runs a script that is safe to run again: no answer is the same as none sent.
+
+        Again at once where the connection was dead: it may have died unnoticed while nothing was to be sent.
+        """
         try:
-            return await self._call(link, script, keys, *arguments)
+            try:
+                return await self._call(link, script, keys, *arguments)
+            except ConnectionLost:
+                return await self._call(link, script, keys, *arguments)
         except NoAnswer as error:
             raise StoreUnavailable(str(error)) from error
 
@@ -287,7 +296,7 @@ class RedisStore:
         cached = self._cache.get(key)
         if cached is not None and cached.token == token:
             return cached.info
-        return (await self.load(key, fresh=True)).info
+        return (await self._load(key, self._reads)).info
 
     def _read(self, key: SessionKey, reply: "_Reply") -> Session:
         try:

@@ -26,6 +26,8 @@ class Valkey:
         folder: Its data; the same folder makes it the same server again.
         port: Listens on this port of loopback too; 0 for the Unix socket alone.
         options: More of its options, ``appendonly="yes"``.
+
+    ``command`` stands in for all of its options (a Sentinel has a file of them).
     """
 
     def __init__(self, folder: Path, *, port: int = 0, **options: str):
@@ -33,6 +35,7 @@ class Valkey:
         self.port = port
         self.options = options
         self.socket = folder / "s"
+        self.command = None
         self.process = None
         self.client = redis.Redis(unix_socket_path=str(self.socket), password=options.get("requirepass"))
 
@@ -53,7 +56,7 @@ class Valkey:
         }
         arguments = [word for name, value in options.items() for word in (f"--{name}", *_words(name, value))]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([get_binary_path(), *arguments], stdout=log, stderr=log)
+            self.process = subprocess.Popen([get_binary_path(), *(self.command or arguments)], stdout=log, stderr=log)
         if wait:
             self.wait()
         return self
