@@ -2,8 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from service.errors import Draining, Overloaded
 
@@ -31,9 +30,8 @@ class Admission:
         """Steps under way now."""
         return self._steps
 
-    @contextmanager
-    def permit(self, nbytes: int, owner: str = "", owner_limit: int | None = None) -> Iterator[None]:
-        """Holds a place for one step, from here to its answer.
+    def permit(self, nbytes: int, owner: str = "", owner_limit: int | None = None) -> "_Permit":
+        """``with admission.permit(...):`` holds a place for one step, from its beginning to its end.
 
         Args:
             nbytes: Bytes of its inputs.
@@ -44,6 +42,10 @@ class Admission:
             Draining: the gateway takes nothing new.
             Overloaded: there are as many steps or bytes as it takes, or as many steps as the owner may have.
         """
+        return _Permit(self, nbytes, owner, owner_limit)
+
+    def take(self, nbytes: int, owner: str, owner_limit: int | None) -> None:
+        """A permit's beginning."""
         self._check(nbytes)
         if owner_limit is not None:
             if self._by_owner[owner] >= owner_limit:
@@ -55,17 +57,17 @@ class Admission:
         self._steps += 1
         self._bytes += nbytes
         self._idle.clear()
-        try:
-            yield
-        finally:
-            self._steps -= 1
-            self._bytes -= nbytes
-            if owner_limit is not None:
-                self._by_owner[owner] -= 1
-                if not self._by_owner[owner]:
-                    del self._by_owner[owner]
-            if not self._steps:
-                self._idle.set()
+
+    def give_back(self, nbytes: int, owner: str, owner_limit: int | None) -> None:
+        """A permit's end."""
+        self._steps -= 1
+        self._bytes -= nbytes
+        if owner_limit is not None:
+            self._by_owner[owner] -= 1
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
+        if not self._steps:
+            self._idle.set()
 
     def drain(self) -> None:
         """Takes nothing new from now on."""
@@ -92,3 +94,23 @@ class Admission:
                 f"the steps under way hold {self._bytes} bytes of inputs; at most {self._max_bytes} are taken",
                 limit=self._max_bytes,
             )
+
+
+class _Permit:
+    """One step's place. A class and not a generator: it is made for every step."""
+
+    __slots__ = ("_admission", "_nbytes", "_owner", "_owner_limit")
+
+    def __init__(self, admission: Admission, nbytes: int, owner: str, owner_limit: int | None) -> None:
+        self._admission = admission
+        self._nbytes = nbytes
+        self._owner = owner
+        self._owner_limit = owner_limit
+
+    def __enter__(self) -> None:
+        self._admission.take(self._nbytes, self._owner, self._owner_limit)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._admission.give_back(self._nbytes, self._owner, self._owner_limit)

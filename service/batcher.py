@@ -1,10 +1,14 @@
 """Continuous batching: steps of many sessions, run together, a time slice at a turn.
 
-Each model version has a lane of its own: a queue, and one or more workers that take turns at it. A worker drops what
-was cancelled or has expired, takes up to ``max_batch_size`` slices of at most ``max_steps_per_turn`` time steps, pads
-them to a bucket, calls the executor once and splits the result once. A chunk that has time steps left goes to the end
-of the queue with the state that it has reached, so a one-step request never waits for a 500-step one. There is no
-delay to fill a batch: while one runs, the next gathers.
+Each model version has a lane of its own: its queues, and one or more workers that take turns at them. A worker drops
+what was cancelled or has expired, takes up to ``max_batch_size`` slices of at most ``max_steps_per_turn`` time steps,
+pads them to a bucket, calls the executor once and splits the result once. A chunk that has time steps left goes to the
+end of its queue with the state that it has reached. There is no delay to fill a batch: while one runs, the next
+gathers.
+
+Chunks that one turn can finish and longer ones wait in queues of their own. The short ones go first, and the long ones
+that share their batch get a short turn, so that a one-step request never waits for a 500-step one, nor for a hundred of
+them; a quarter of each batch is kept for the long ones, so that no flood of short ones stops them.
 
 The batcher knows neither sessions nor messages: inputs and a state go in, outputs and a state come out.
 """
@@ -23,6 +27,9 @@ from service.types import BoolArray, FloatArray, ModelVersion, StepBatch, StepBa
 
 _log = logging.getLogger(__name__)
 
+# Of each batch, what is kept for chunks of several turns while shorter ones wait.
+_LONG_SHARE = 0.25
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchPolicy:
@@ -31,12 +38,15 @@ class BatchPolicy:
     Attributes:
         max_batch_size: The most rows of a batch.
         max_steps_per_turn: The most time steps of a chunk that run in one batch.
+        shared_steps: The most that a longer chunk runs in a batch that it shares with chunks that one turn finishes,
+            unless one of these takes more.
         executor_timeout: Seconds that one executor call may take.
     """
 
     max_batch_size: int
     max_steps_per_turn: int
     executor_timeout: float
+    shared_steps: int = 4
 
 
 class Batcher:
@@ -93,14 +103,22 @@ class Batcher:
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``."""
+    """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``.
+
+    ``turn`` is how many run in the batch that it is in.
+    """
 
     inputs: FloatArray
     state: FloatArray | None
     deadline: float
     future: asyncio.Future[tuple[FloatArray, FloatArray]]
     taken: int = 0
+    turn: int = 0
     outputs: list[FloatArray] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return len(self.inputs) - self.taken
 
     def fail(self, error: ServiceError) -> None:
         if not self.future.done():
@@ -108,7 +126,7 @@ class _Item:
 
 
 class _Lane:
-    """One model version's queue, and the workers that empty it."""
+    """One model version's queues, and the workers that empty them."""
 
     def __init__(
         self, executor: Executor, version: ModelVersion, policy: BatchPolicy, clock: Callable[[], float]
@@ -117,7 +135,9 @@ class _Lane:
         self._version = version
         self._policy = policy
         self._clock = clock
-        self._queue: deque[_Item] = deque()
+        self._short: deque[_Item] = deque()  # one turn finishes them
+        self._long: deque[_Item] = deque()
+        self._owed = 0.0  # rows that are kept for long ones
         self._filled = asyncio.Event()
         self._workers = [
             asyncio.create_task(self._work(), name=f"batcher {version.key} #{number}")
@@ -126,41 +146,60 @@ class _Lane:
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self._short) + len(self._long)
 
     def put(self, item: _Item) -> None:
-        self._queue.append(item)
+        # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
+        short = not item.taken and item.left <= self._policy.max_steps_per_turn
+        (self._short if short else self._long).append(item)
         self._filled.set()
 
     async def close(self) -> None:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        while self._queue:
-            self._queue.popleft().fail(ExecutorUnavailable("the gateway closed before the step could run"))
+        for item in (*self._short, *self._long):
+            item.fail(ExecutorUnavailable("the gateway closed before the step could run"))
 
     async def _work(self) -> None:
         while True:
             await self._filled.wait()
             batch = self._form()
-            if not self._queue:
+            if not self.queued:
                 self._filled.clear()
             if batch:
                 await self._run(batch)
 
     def _form(self) -> list[_Item]:
-        """Takes the next batch off the queue; it may be empty."""
+        """Takes the next batch off the queues, and gives each of its items its turn; it may be empty."""
+        policy = self._policy
+        # A share, and not a number of rows, so that it holds for small batches too: of batches of one, every fourth.
+        self._owed = min(self._owed + policy.max_batch_size * _LONG_SHARE, policy.max_batch_size)
+        kept_for_long = min(len(self._long), int(self._owed))
+        self._owed -= kept_for_long
+        short = self._take(self._short, policy.max_batch_size - kept_for_long)
+        long = self._take(self._long, policy.max_batch_size - len(short))
+        for item in short:
+            item.turn = item.left
+        turn = max((policy.shared_steps, *(item.turn for item in short))) if short else policy.max_steps_per_turn
+        turn = min(turn, policy.max_steps_per_turn)
+        for item in long:
+            item.turn = min(turn, item.left)
+        return short + long
+
+    def _take(self, queue: deque[_Item], count: int) -> list[_Item]:
+        """Up to ``count`` items that somebody still waits for."""
         now = self._clock()
-        batch: list[_Item] = []
-        while self._queue and len(batch) < self._policy.max_batch_size:
-            item = self._queue.popleft()
+        taken: list[_Item] = []
+        while queue and len(taken) < count:
+            item = queue.popleft()
             if item.future.done():  # cancelled by its caller
                 continue
             if item.deadline <= now:
                 item.fail(DeadlineExceeded("the step's time limit passed while it waited to run"))
                 continue
-            batch.append(item)
-        return batch
+            taken.append(item)
+        return taken
 
     async def _run(self, items: Sequence[_Item]) -> None:
         """Runs one slice of each item; resolves those that are through and queues the others again."""
@@ -207,12 +246,9 @@ class _Lane:
         _check_shapes(self._version, batch, result)
         return result
 
-    def _slice(self, item: _Item) -> int:
-        return min(len(item.inputs) - item.taken, self._policy.max_steps_per_turn)
-
     def _gather(self, items: Sequence[_Item]) -> StepBatch:
         """Pads one slice of each item to the executor's bucket: one copy in for each row."""
-        slices = [self._slice(item) for item in items]
+        slices = [item.turn for item in items]
         rows, steps = self._executor.bucket(len(items), max(slices))
         batch = StepBatch(
             inputs=np.zeros((rows, steps, self._version.input_dim), np.float32),
@@ -235,7 +271,7 @@ class _Lane:
 
     def _advance(self, item: _Item, result: StepBatchResult, row: int) -> None:
         """Moves one item on by the slice that ran: one copy out, so that no session holds on to a whole batch."""
-        length = self._slice(item)
+        length = item.turn
         item.outputs.append(result.outputs[row, :length].copy())
         item.state = result.state[row].copy()
         item.taken += length

@@ -280,3 +280,38 @@ async def test_close_fails_what_waits_and_what_runs():
     for task in (running, waiting):
         with pytest.raises(ExecutorUnavailable):
             await task
+
+
+async def test_short_chunks_go_first_and_long_ones_share_their_batch_for_a_short_turn():
+    policy = BatchPolicy(max_batch_size=8, max_steps_per_turn=10, executor_timeout=10, shared_steps=2)
+    batcher, executor, _ = make(policy=policy)
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    flood = [submit(batcher, random_inputs(40, seed)) for seed in range(9)]
+    await settle()
+    short = [submit(batcher, random_inputs(length, length)) for length in (1, 3)]
+    await settle()
+    executor.gate.set()
+    await asyncio.gather(first, *short)
+    assert executor.batches[1].lengths.tolist() == [1, 3, 3, 3, 3, 3, 3, 3]
+    for seed, task in enumerate(flood):
+        np.testing.assert_array_equal((await task)[0], run_whole(random_inputs(40, seed))[0])
+    assert max(batch.lengths.max() for batch in executor.batches) == 10  # alone again, they get whole turns
+    await batcher.close()
+
+
+async def test_a_flood_of_short_chunks_does_not_stop_a_long_one():
+    policy = BatchPolicy(max_batch_size=4, max_steps_per_turn=2, executor_timeout=10, shared_steps=2)
+    batcher, executor, _ = make(policy=policy)
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    long = submit(batcher, random_inputs(6))
+    flood = [submit(batcher, random_inputs(1, seed)) for seed in range(30)]
+    await settle()
+    executor.gate.set()
+    await long
+    assert [index for index, batch in enumerate(executor.batches) if 2 in batch.lengths] == [1, 2, 3]
+    await asyncio.gather(first, *flood)
+    await batcher.close()
