@@ -71,7 +71,7 @@ class ServingHandlers(grpc.GenericRpcHandler):
         }
         self._reload_method = model + "HandleReloadConfigRequest"
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any]":
         """The handler of a method; there is always one."""
         if handler_call_details.method == self._reload_method:
             return grpc.unary_unary_rpc_method_handler(self._handle_reload)

@@ -57,7 +57,7 @@ class StateMonitor:
     def wait_available(
         self, names: Collection[str], *, since: int, timeout: float | None = None
     ) -> dict[tuple[str, int], VersionState] | None:
-        """Waits until each model has a version that became AVAILABLE, or came to its END, after change ``since``.
+        """Waits until each model has a version that became AVAILABLE, or failed to load, after change ``since``.
 
         Returns:
             The state that each model's version reached; None where the monitor was closed or the time was up.
@@ -81,6 +81,7 @@ class StateMonitor:
 
     def _reached(self, name: str, since: int) -> tuple[tuple[str, int], VersionState] | None:
         for version, state in sorted(self._states.get(name, {}).items(), reverse=True):
-            if state.sequence > since and state.state in {State.AVAILABLE, State.END}:
+            # An END without an error is an older instance of the version on its way out, not a failed load.
+            if state.sequence > since and (state.state is State.AVAILABLE or state.error is not None):
                 return (name, version), state
         return None
