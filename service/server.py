@@ -161,12 +161,17 @@ def health_handlers(servicer: health_aio.HealthServicer) -> grpc.GenericRpcHandl
 
 
 async def serve(settings: Settings) -> int:
+    """Runs the gateway that the settings describe; see ``serve_with``."""
+    return await serve_with(settings, executor=make_executor(settings), store=make_store(settings))
+
+
+async def serve_with(settings: Settings, *, executor: Executor, store: SessionStore) -> int:
     """Runs a gateway until SIGTERM or SIGINT; returns the exit code: 0 where everything under way was answered."""
     started = time.monotonic()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    gateway = Gateway(settings, executor=make_executor(settings), store=make_store(settings))
+    gateway = Gateway(settings, executor=executor, store=store)
     port = await gateway.listen()
     _announce(settings, port)
     if await _unless(stop, gateway.open()):

@@ -11,7 +11,7 @@ ROWS = dict(re.findall(r"^\| `([A-Z_]+)` \| ([A-Z_]+)", TEXT, re.MULTILINE))
 
 def test_the_page_has_every_reason_with_its_status_and_no_other():
     table = {kind.reason: code.name for kind, code in STATUS_OF.items()}
-    assert ROWS == {**table, ServiceError.reason: "INTERNAL"}
+    assert {**table, ServiceError.reason: "INTERNAL"} == ROWS
 
 
 def test_the_page_has_every_method():

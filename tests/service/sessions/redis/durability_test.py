@@ -102,7 +102,7 @@ async def test_a_replica_that_takes_over_has_every_acknowledged_step(make_server
     while replica.client.info("replication")["master_link_status"] != "up":
         replica.client.ping()
     session = await store.create(info_of())
-    for number in range(5):
+    for number in range(3):
         session = (await store.commit(KEY, commit_on(session, seed=number))).session
         primary_says = session
     primary.kill()

@@ -1,0 +1,46 @@
+"""A gateway around the test model, as a process of its own: ``python -m tests.service.gateway_process PORT_FILE``."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service.config import Settings
+from service.server import serve_with
+from service.sessions.memory import MemoryStore
+from tests.service.support import NumpyExecutor
+
+
+@contextmanager
+def gateway_process(port_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The process and its port; ended by SIGTERM, which has to give exit code 0."""
+    process = subprocess.Popen([sys.executable, "-m", "tests.service.gateway_process", str(port_file)])
+    try:
+        while not port_file.exists():
+            assert process.poll() is None, "the gateway ended at start"
+            time.sleep(0.01)
+        yield process, int(port_file.read_text())
+    finally:
+        process.terminate()
+        code = process.wait(30)
+    assert code == 0
+
+
+def resident_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
+if __name__ == "__main__":
+    settings = Settings(model_dir=Path(), listen="127.0.0.1:0", port_file=Path(sys.argv[1]), max_chunk_mib=1)
+    store = MemoryStore(max_sessions=100_000, clock=time.time)
+
+    async def run() -> int:
+        return await serve_with(settings, executor=NumpyExecutor(), store=store)
+
+    sys.exit(asyncio.run(run()))
