@@ -82,7 +82,7 @@ class Pipeline:
         """Gives a step up, and tells the gateway if it is there. Whether it was applied shows when it is repeated."""
         cancelled = GatewayError(grpc.StatusCode.CANCELLED, "the step was cancelled", reason="CANCELLED")
         line = step.line
-        if not step.finished:
+        if step in self._live:
             self._give_up(step, cancelled)
         elif step.outputs is not None and line.position == line.tail == step.position + step.length:
             # It was through already, but its caller went away without the outputs: as if the answer had been lost.
