@@ -1,0 +1,157 @@
+# The methods of Echo are called what the service's rpcs are called, and the .proto documents them.
+# ruff: noqa: N802, D102
+"""What the Python client costs: its CPU time for each step, with the server in another process.
+
+The server only echoes, so that nearly all of what is measured is the client: NumPy to protobuf, gRPC, the pipeline and
+back. CPU time is that of the whole client process, all of its threads (``time.process_time``). Each figure is the
+median of some rounds; latency is the time of one whole call (``step``, ``step_many``, or a gathered round).
+
+    python benchmarks/client_cost.py --json benchmarks/results/client_cost.json
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from ntm_serving.v1 import sequence_service_pb2_grpc
+from service.client import AsyncSequenceClient, SequenceClient
+
+SESSIONS = (1, 8, 64, 256)
+TIME_STEPS = (1, 16)
+FEATURES = 10
+TARGET_US = 20.0  # CPU microseconds a step, where at least 64 steps share a message
+
+
+class Echo(sequence_service_pb2_grpc.SequenceServiceServicer):
+    """Answers a step with its inputs."""
+
+    async def CreateSession(self, request, context):
+        return pb.Session(session_id=request.session_id, model=request.model)
+
+    async def StreamSteps(self, request_iterator, context):
+        async for message in request_iterator:
+            answer = pb.StreamStepsResponse()
+            for request in message.requests:
+                answer.responses.add(
+                    request_id=request.request_id,
+                    session_id=request.session_id,
+                    position=request.position + request.inputs.shape[0],
+                    outputs=request.inputs,
+                )
+            yield answer
+
+
+async def serve():
+    server = grpc.aio.server()
+    sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(Echo(), server)
+    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    await server.start()
+    await server.wait_for_termination()
+
+
+def rounds_of(sessions, seconds, one_round):
+    """CPU and wall microseconds of each step, and wall milliseconds of each round, as medians."""
+    for _ in range(3):
+        one_round()
+    cpu, wall = [], []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(wall) < 5:
+        cpu_began, began = time.process_time(), time.perf_counter()
+        one_round()
+        cpu.append(time.process_time() - cpu_began)
+        wall.append(time.perf_counter() - began)
+    return {
+        "cpu_us_per_step": round(1e6 * statistics.fmean(cpu) / sessions, 2),
+        "steps_per_s": round(sessions / statistics.fmean(wall)),
+        "round_ms_p50": round(1e3 * statistics.median(wall), 3),
+        "rounds": len(wall),
+    }
+
+
+def blocking(target, sessions, inputs, seconds):
+    with SequenceClient(target) as client:
+        steps = [(client.session("echo"), inputs) for _ in range(sessions)]
+        yield "step_many", rounds_of(sessions, seconds, lambda: client.step_many(steps))
+
+        def futures():
+            for future in [session.step_async(inputs) for session, _ in steps]:
+                future.result()
+
+        yield "step_async", rounds_of(sessions, seconds, futures)
+
+
+def asynchronous(target, sessions, inputs, seconds):
+    with asyncio.Runner() as runner:
+
+        async def prepare():
+            client = AsyncSequenceClient(target)
+            return client, [(await client.session("echo"), inputs) for _ in range(sessions)]
+
+        client, steps = runner.run(prepare())
+
+        async def many():
+            await client.step_many(steps)
+
+        async def gathered():
+            await asyncio.gather(*(session.step(inputs) for session, _ in steps))
+
+        yield "asyncio step_many", rounds_of(sessions, seconds, lambda: runner.run(many()))
+        yield "asyncio gather", rounds_of(sessions, seconds, lambda: runner.run(gathered()))
+        runner.run(client.close())
+
+
+def measure(target, seconds):
+    for time_steps in TIME_STEPS:
+        inputs = np.random.default_rng(0).random((time_steps, FEATURES), np.float32)
+        for sessions in SESSIONS:
+            for kind in (blocking, asynchronous):
+                for how, figures in kind(target, sessions, inputs, seconds):
+                    yield {"how": how, "sessions": sessions, "time_steps": time_steps, **figures}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1.0, help="time for each figure (default: 1)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(serve())
+        return 0
+    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
+    try:
+        target = f"127.0.0.1:{server.stdout.readline().strip()}"
+        results = []
+        print(f"{'how':20}{'sessions':>10}{'time steps':>12}{'CPU us/step':>13}{'steps/s':>10}{'round p50 ms':>14}")
+        for row in measure(target, options.seconds):
+            results.append(row)
+            print(
+                f"{row['how']:20}{row['sessions']:10}{row['time_steps']:12}{row['cpu_us_per_step']:13.1f}"
+                f"{row['steps_per_s']:10}{row['round_ms_p50']:14.2f}",
+                flush=True,
+            )
+    finally:
+        server.kill()
+        server.communicate()
+    worst = max(r["cpu_us_per_step"] for r in results if r["sessions"] >= 64 and r["time_steps"] == 1)
+    print(f"worst with at least 64 steps coalesced, one time step each: {worst:.1f} us (aim: {TARGET_US:.0f})")
+    if options.json:
+        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
