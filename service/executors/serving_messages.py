@@ -1,0 +1,134 @@
+"""Predict's requests and responses as arrays.
+
+Tensors go out as ``tensor_content`` and come back as either that or typed fields: TensorFlow Serving answers with
+``float_val`` unless it is told otherwise. NumPy reads a packed ``float_val`` as one buffer, not item by item.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from service.executors.serving_protos import predict_pb2, types_pb2
+from service.types import FloatArray, VersionKey
+
+_DTYPES = {
+    np.dtype(np.float32): types_pb2.DT_FLOAT,
+    np.dtype(np.int32): types_pb2.DT_INT32,
+    np.dtype(np.bool_): types_pb2.DT_BOOL,
+}
+_LITTLE_FLOAT = np.dtype("<f4")
+
+
+class MessageError(Exception):
+    """The response is not what its request asked for."""
+
+
+class Prediction(NamedTuple):
+    """A Predict response: the version that answered, and its ``TensorProto``s by output name."""
+
+    key: VersionKey
+    outputs: Mapping[str, Any]
+
+
+def encode_predict(
+    key: VersionKey, signature: str, inputs: Mapping[str, npt.NDArray[Any]], output_filter: Sequence[str] = ()
+) -> bytes:
+    """A serialized ``PredictRequest``.
+
+    Args:
+        key: The version to run on.
+        signature: The signature's name.
+        inputs: float32, int32 and bool arrays of any shape.
+        output_filter: The outputs to return; all where empty.
+    """
+    request = predict_pb2.PredictRequest(output_filter=output_filter)
+    request.model_spec.name = key.model
+    request.model_spec.version.value = key.version
+    request.model_spec.signature_name = signature
+    for name, array in inputs.items():
+        tensor = request.inputs[name]
+        tensor.dtype = _DTYPES[array.dtype]
+        tensor.tensor_shape.SetInParent()
+        for size in array.shape:
+            tensor.tensor_shape.dim.add(size=size)
+        tensor.tensor_content = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    return bytes(request.SerializeToString())
+
+
+def decode_predict(response: bytes) -> Prediction:
+    """Parses a serialized ``PredictResponse``.
+
+    Raises:
+        MessageError: it is not one.
+    """
+    try:
+        message = predict_pb2.PredictResponse.FromString(response)
+    except DecodeError as error:
+        raise MessageError(f"not a PredictResponse: {error}") from None
+    return Prediction(VersionKey(message.model_spec.name, message.model_spec.version.value), message.outputs)
+
+
+def float_output(prediction: Prediction, name: str, shape: tuple[int | None, ...]) -> FloatArray:
+    """One output, the caller's own. None in ``shape`` stands for any size.
+
+    Raises:
+        MessageError: it is missing, not float32, or not of ``shape``.
+    """
+    tensor = _output(prediction, name)
+    if tensor.dtype != types_pb2.DT_FLOAT:
+        raise MessageError(f"output {name!r} is {_dtype_name(tensor.dtype)}; expected DT_FLOAT")
+    came = tuple(dim.size for dim in tensor.tensor_shape.dim)
+    if len(came) != len(shape) or any(size not in (None, got) for size, got in zip(shape, came, strict=True)):
+        raise MessageError(f"output {name!r} has shape {list(came)}; expected {list(shape)}")
+    if tensor.tensor_content:
+        values, count = tensor.tensor_content, len(tensor.tensor_content) / _LITTLE_FLOAT.itemsize
+    else:
+        values, count = tensor.float_val, len(tensor.float_val)
+    if min(came, default=0) < 0 or count != math.prod(came):
+        raise MessageError(f"output {name!r} has {count:g} values for shape {list(came)}")
+    if tensor.tensor_content:
+        return np.frombuffer(values, _LITTLE_FLOAT).astype(np.float32).reshape(came)
+    return np.array(values, np.float32).reshape(came)
+
+
+def string_output(prediction: Prediction, name: str) -> bytes:
+    """An output that is one string.
+
+    Raises:
+        MessageError: it is missing or something else.
+    """
+    tensor = _output(prediction, name)
+    if tensor.dtype != types_pb2.DT_STRING:
+        raise MessageError(f"output {name!r} is {_dtype_name(tensor.dtype)}; expected DT_STRING")
+    if tensor.tensor_content:
+        return _content_string(name, tensor.tensor_content)
+    if len(tensor.string_val) != 1:
+        raise MessageError(f"output {name!r} has {len(tensor.string_val)} strings; expected one")
+    return bytes(tensor.string_val[0])
+
+
+def _content_string(name: str, content: bytes) -> bytes:
+    """TensorFlow's own form of one string in ``tensor_content``: its length as a varint, then its bytes."""
+    length = 0
+    for index, byte in enumerate(content[:10]):
+        length |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            text = content[index + 1 :]
+            if len(text) == length:
+                return text
+            break
+    raise MessageError(f"output {name!r} is not one string")
+
+
+def _output(prediction: Prediction, name: str) -> Any:
+    if name not in prediction.outputs:
+        raise MessageError(f"output {name!r} is missing; got {sorted(prediction.outputs)}")
+    return prediction.outputs[name]
+
+
+def _dtype_name(dtype: int) -> str:
+    return str(types_pb2.DataType.Name(dtype)) if dtype in types_pb2.DataType.values() else f"dtype {dtype}"
