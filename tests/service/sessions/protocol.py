@@ -1,0 +1,228 @@
+"""The world of the protocol's model: real engines over a real store, stopped at every point where they can be.
+
+A gateway runs until it comes to a gate: before and after each read, each run of the model and each commit. The test
+decides which goes on, which fails, and which gateway dies there.
+"""
+
+import asyncio
+import hashlib
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from service.admission import Admission
+from service.batcher import Batcher, BatchPolicy
+from service.engine import Engine
+from service.errors import CommitUnknown, StoreUnavailable
+from service.sessions import Committed
+from service.types import SessionKey, StepCall
+from tests.service.sessions.chain import ChainExecutor, run_chain
+
+# Seconds that nothing here takes; sessions live longer.
+_FAR = 600.0
+
+
+class Gate(NamedTuple):
+    """Where something waits."""
+
+    gateway: object
+    label: str
+    go_on: asyncio.Future
+
+
+class GatedStore:
+    """A store whose reads and commits wait before and after; a commit can also be left to arrive later."""
+
+    def __init__(self, store, gateway):
+        self.store = store
+        self._gateway = gateway
+
+    async def load(self, key, *, fresh=False):
+        await self._gateway.gate("load")
+        return await self._gateway.world.run(self.store.load(key, fresh=fresh))
+
+    async def extend(self, key, seconds):
+        await self._gateway.world.run(self.store.extend(key, seconds))
+
+    async def commit(self, key, commit):
+        if await self._gateway.gate("commit") == "late":
+            self._gateway.world.late.append((self.store, key, commit))
+            self._gateway.world.tally["late"] += 1
+            raise CommitUnknown("the commit is still on its way")
+        outcome = await self._gateway.world.run(self.store.commit(key, commit))
+        self._gateway.world.count(outcome)
+        await self._gateway.gate("committed")
+        return outcome
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+
+class Gateway:
+    """One gateway, alive until it is crashed."""
+
+    def __init__(self, world, store):
+        self.world = world
+        self.store = store
+        clock = asyncio.get_running_loop().time
+        executor = ChainExecutor(self.gate)
+        policy = BatchPolicy(max_batch_size=4, max_steps_per_turn=2, executor_timeout=_FAR)
+        self.batcher = Batcher(executor, policy=policy, clock=clock)
+        self.engine = Engine(
+            store=GatedStore(store, self),
+            executor=executor,
+            batcher=self.batcher,
+            admission=Admission(max_steps=100, max_bytes=10**6),
+            clock=clock,
+        )
+
+    async def start(self):
+        await self.engine.start()
+        return self
+
+    async def gate(self, label):
+        """Waits until the test lets it go on; returns how."""
+        gate = Gate(self, label, asyncio.get_running_loop().create_future())
+        self.world.gates.append(gate)
+        try:
+            return await gate.go_on
+        finally:
+            self.world.gates.remove(gate)
+
+
+class Attempt(NamedTuple):
+    """One sending of one chunk."""
+
+    gateway: Gateway
+    session: "Client"
+    chunk: int
+    task: asyncio.Task
+
+
+class Client:
+    """One session's user: sends the chunks of its sequence in order, each until it is acknowledged."""
+
+    def __init__(self, name):
+        self.key = SessionKey("p", name)
+        self._chunks = []
+        self._random = np.random.default_rng(list(name.encode()))
+        self.acknowledged = 0
+        self.sent = 0
+        # Chunks that the store had when it was last known to lose writes: it may be behind what was acknowledged.
+        self.floor = None
+
+    def chunk(self, number):
+        """``[time, 1]``: one to three time steps, no two chunks alike."""
+        while len(self._chunks) <= number:
+            self._chunks.append(self._random.integers(0, 500, (self._random.integers(1, 4), 1)).astype(np.float32))
+        return self._chunks[number]
+
+    def position(self, number):
+        """Where chunk ``number`` begins."""
+        return sum(len(self.chunk(n)) for n in range(number))
+
+    def number_at(self, position):
+        """Which chunk begins at ``position``; an error where none does."""
+        return next(n for n in itertools.count() if self.position(n) >= position)
+
+    def prefix(self, number):
+        """Outputs and state after the first ``number`` chunks, undisturbed."""
+        if number == 0:
+            return np.zeros((0, 4), np.float32), None
+        return run_chain(np.concatenate([self.chunk(n) for n in range(number)]))
+
+    def outputs(self, number):
+        """What chunk ``number`` gives in the undisturbed run."""
+        return self.prefix(number + 1)[0][self.position(number) :]
+
+    def branch(self, number):
+        """Sends something else from chunk ``number`` on."""
+        del self._chunks[number:]
+        self.sent = number
+
+    def call(self, number):
+        inputs = self.chunk(number)
+        digest = hashlib.sha256(inputs.tobytes() + bytes(str(inputs.shape), "ascii")).digest()
+        return StepCall(self.key, self.position(number), inputs, digest, asyncio.get_running_loop().time() + _FAR)
+
+
+class World:
+    """Everything there is."""
+
+    def __init__(self, make_store, tally):
+        self.make_store = make_store
+        self.tally = tally
+        self.gates = []
+        self.late = []
+        self.attempts = []
+        self.running = set()
+        self.gateways = []
+
+    async def start(self, clients):
+        self.gateways = [await Gateway(self, self.make_store()).start() for _ in range(2)]
+        self.clients = [Client(name) for name in clients]
+        for client in self.clients:
+            await self.gateways[0].engine.create(client.key, "chain", None, 3600.0)
+        return self
+
+    def count(self, outcome):
+        """What the commits came to, so that a test can tell that it was about something."""
+        self.tally["committed" if isinstance(outcome, Committed) else outcome.verdict.value] += 1
+
+    async def run(self, operation):
+        """Runs an operation of the store while ``settle`` knows of it."""
+        task = asyncio.ensure_future(operation)
+        self.running.add(task)
+        try:
+            return await task
+        finally:
+            self.running.discard(task)
+
+    async def settle(self):
+        """Returns once everything waits at a gate or has ended."""
+        while True:
+            for _ in range(60):
+                await asyncio.sleep(0)
+            if not self.running:
+                return
+            await asyncio.wait(set(self.running))
+
+    def send(self, client, gateway, number):
+        client.sent = max(client.sent, number + 1)
+        task = asyncio.create_task(gateway.engine.step(client.call(number)))
+        self.attempts.append(Attempt(gateway, client, number, task))
+
+    async def crash(self, place):
+        gateway = self.gateways[place]
+        for attempt in self.attempts:
+            if attempt.gateway is gateway:
+                attempt.task.cancel()
+        await gateway.batcher.close()
+        await self.settle()
+        self.gateways[place] = await Gateway(self, self.make_store()).start()
+
+    async def close(self):
+        tasks = [attempt.task for attempt in self.attempts]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for gateway in self.gateways:
+            await gateway.batcher.close()
+
+    async def deliver(self, place):
+        """A commit that was given up arrives after all."""
+        store, key, commit = self.late.pop(place)
+        self.count(await store.commit(key, commit))
+
+
+def fail(gate, error):
+    gate.go_on.set_exception(error)
+
+
+def unavailable():
+    return StoreUnavailable("made to fail")
+
+
+def unknown():
+    return CommitUnknown("made to fail")
