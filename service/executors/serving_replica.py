@@ -65,6 +65,7 @@ class Replica:
     ) -> None:
         self.endpoint = endpoint
         self.in_flight = 0
+        self.known = False
         self.responsive = True
         self.versions: dict[VersionKey, ModelVersion] = {}
         self.problems: dict[str, str] = {}
@@ -114,7 +115,8 @@ class Replica:
     async def _unless_unresponsive(self, call: Awaitable[bytes]) -> bytes:
         task = asyncio.ensure_future(call)
         try:
-            await asyncio.wait({task, self._unresponsive}, return_when=asyncio.FIRST_COMPLETED)
+            waited: list[asyncio.Future[Any]] = [task, self._unresponsive]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
                 raise Unresponsive(f"{self.endpoint.target} stopped answering")
             return await task
@@ -122,7 +124,8 @@ class Replica:
             task.cancel()
 
     def doubt(self, key: VersionKey | None = None) -> None:
-        """Forgets a version, or all of them, and asks again at once."""
+        """Forgets a version, or all of them, and asks again at once; until then nothing is ``known`` for sure."""
+        self.known = False
         if key is None:
             self.versions = {}
         else:
@@ -178,7 +181,8 @@ class Replica:
         for what, problem in problems.items():
             if self.problems.get(what) != problem:
                 _log.warning("model server %s: %s: %s", self.endpoint.target, what, problem)
-        changed = found != self.versions or not self.responsive
+        changed = not self.known or not self.responsive or found != self.versions
+        self.known = True
         self.versions, self.problems = found, problems
         if not self.responsive:
             self.responsive = True
@@ -194,7 +198,7 @@ class Replica:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
             return  # all its threads are at work: it is busy, not gone
         if code is grpc.StatusCode.UNAVAILABLE:
-            self.versions = {}
+            self.known, self.versions = False, {}
         elif self.responsive:
             self.responsive = False
             self._unresponsive.set_result(None)

@@ -80,7 +80,7 @@ class ReplicaSet:
         self._versions = {}
 
     def versions(self) -> Mapping[VersionKey, ModelVersion]:
-        """What at least one replica serves."""
+        """What at least one replica serves; while one of them is away, also what it served last."""
         return self._versions
 
     def fingerprint(self, key: VersionKey) -> str | None:
@@ -106,9 +106,9 @@ class ReplicaSet:
         ]
         return [replica for replica in serving if replica.responsive] or serving
 
-    def serve_others(self, key: VersionKey) -> bool:
-        """Whether replicas are there that serve something else of this model: waiting for ``key`` is in vain then."""
-        return any(known.model == key.model for replica in self._replicas.values() for known in replica.versions)
+    def settled(self) -> bool:
+        """Whether it is known of every replica what it serves. What none serves then is gone, and not just away."""
+        return bool(self._replicas) and all(replica.known for replica in self._replicas.values())
 
     async def wait_changed(self, limit: float) -> None:
         """Returns once something has changed, or after ``limit`` seconds."""
@@ -137,6 +137,9 @@ class ReplicaSet:
                 _log.error("%s is another model on %s than elsewhere", key, replica.endpoint.target)
                 if version.fingerprint == self._fingerprints.get(key):
                     versions[key] = version
+        if not self.settled():
+            # A model server that restarts takes no version with it: its sessions are to wait, not to fail for good.
+            versions = self._versions | versions
         self._versions = {key: version for key, version in versions.items() if self._accept(version, now)}
         self._changed.set()
         self._changed = asyncio.Event()

@@ -113,7 +113,7 @@ class TfServingExecutor:
             await self._replicas.wait_changed(remaining)
 
     def versions(self) -> Mapping[VersionKey, ModelVersion]:
-        """The versions that at least one replica serves."""
+        """The versions that at least one replica serves; while one of them is away, also what it served last."""
         return self._replicas.versions()
 
     def newest(self, model: str) -> VersionKey | None:
@@ -200,7 +200,7 @@ class TfServingExecutor:
 
     def _check_worth_waiting(self, key: VersionKey, alone_until: float, problem: str) -> None:
         """Raises where no replica serves a version, and none is about to."""
-        if self._replicas.serve_others(key):
+        if self._replicas.settled():
             raise ModelVersionUnavailable(
                 f"no model server serves {key} any more", model=key.model, version=key.version
             )
