@@ -2,6 +2,7 @@
 
 from ntm.cell import NTMCell
 from ntm.layer import NeuralTuringMachine
+from ntm.loading import load
 from ntm.parameters import controller_input_output_shape
 
-__all__ = ["NeuralTuringMachine", "NTMCell", "controller_input_output_shape"]
+__all__ = ["NeuralTuringMachine", "NTMCell", "controller_input_output_shape", "load"]

@@ -1,0 +1,1 @@
+"""Training of Neural Turing Machines and of the baselines that they are compared with."""
