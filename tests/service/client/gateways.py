@@ -49,9 +49,9 @@ class SharedStore(MemoryStore):
 class GatewayThread:
     """A gateway that can be held, killed and started again, with the store that it shares with its successors."""
 
-    def __init__(self, threads, store=None, port=0, **settings):
+    def __init__(self, threads, store=None, port=0, executor=None, **settings):
         self._threads = threads
-        self.executor = NumpyExecutor()
+        self.executor = executor or NumpyExecutor()
         self.store = store or SharedStore()
         self._stack = contextlib.AsyncExitStack()
         self._running = threads.run(

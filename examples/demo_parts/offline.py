@@ -1,0 +1,32 @@
+"""The same sequences whole, through the exported model itself: what stepping has to agree with."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+
+
+def run_whole(model_path: Path, sequences: list[Array]) -> tuple[list[Array], float]:
+    """Runs ``serving_default`` on whole sequences, in one padded batch.
+
+    Args:
+        model_path: A version directory.
+        sequences: Each ``[time, input_dim]``.
+
+    Returns:
+        The outputs, each ``[time, output_dim]``, and the tolerance to compare with: 1e-5, or ten times what the model
+        itself differs by between this batch and a batch of one, whichever is larger.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf  # seconds and hundreds of MB, for this one comparison
+
+    run = tf.saved_model.load(str(model_path)).signatures["serving_default"]
+    longest = max(map(len, sequences))
+    batch = np.stack([np.pad(x, ((0, longest - len(x)), (0, 0))) for x in sequences])
+    together = run(inputs=tf.constant(batch))["outputs"].numpy()
+    alone = np.concatenate([run(inputs=tf.constant(row[None]))["outputs"].numpy() for row in batch[:4]])
+    tolerance = max(1e-5, 10 * float(np.abs(alone - together[:4]).max()))
+    return [together[row, : len(x)] for row, x in enumerate(sequences)], tolerance
