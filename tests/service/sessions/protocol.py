@@ -141,6 +141,10 @@ class Client:
         del self._chunks[number:]
         self.sent = number
 
+    def replace(self, number):
+        """Sends something else, as long, in place of one chunk."""
+        self._chunks[number] = self._chunks[number] + 1
+
     def call(self, number):
         inputs = self.chunk(number)
         digest = hashlib.sha256(inputs.tobytes() + bytes(str(inputs.shape), "ascii")).digest()

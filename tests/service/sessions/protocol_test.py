@@ -315,8 +315,8 @@ async def backend(request):
 
 
 async def test_a_step_that_ran_on_a_lost_history_is_run_again_on_the_real_one(backend):
-    """It stands at the commit when a failover loses the step before it, which is then sent again through another
-    gateway: position and all are as they were, only the token tells that this is another history."""
+    """It stands at the commit when a failover loses the step before it. Through another gateway something else is sent
+    in place of that: the position is as it was, only the token tells that this is another history."""
     tally = Counter()
     world = await World(backend.make_store, tally).start("a")
     client, (one, two) = world.clients[0], world.gateways
@@ -326,6 +326,7 @@ async def test_a_step_that_ran_on_a_lost_history_is_run_again_on_the_real_one(ba
     await until(world, "commit")
     waiting = world.gates[0]
     backend.restore(lost)
+    client.replace(0)
     await through(world, two, 0)
     waiting.go_on.set_result(None)
     reply = await finish(world, world.attempts[-2])

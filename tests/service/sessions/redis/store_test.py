@@ -91,6 +91,23 @@ async def test_a_copy_that_is_out_of_date_is_refused_and_replaced(bench):
         await two.load(KEY)
 
 
+async def test_a_cancelled_caller_leaves_no_copy_that_is_out_of_date(bench):
+    """The commit goes on without it, and what comes back is kept."""
+    store = bench.store
+    session = await store.create(info_of())
+    exchanges = store._writes.exchanges
+    task = asyncio.create_task(store.commit(KEY, commit_on(session)))
+    for _ in range(100):
+        if store._writes.exchanges == exchanges:  # not sent yet
+            await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait(store._under_way)
+    assert (await store.load(KEY)).position == 1
+    assert same(await store.load(KEY), await bench.other().load(KEY))
+
+
 async def test_copies_are_bounded_by_bytes(bench):
     store = bench.other(cache_bytes=20_000)
     sessions = {}

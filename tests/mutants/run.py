@@ -1,0 +1,278 @@
+"""Breaks the exactly-once protocol on purpose, one rule of it at a time, and shows that a test notices each.
+
+    python tests/mutants/run.py [--only NAME] [--jobs 1]
+
+Each mutant is a change of a few words, made in a copy of the sources. The test that is named with it has to fail there;
+it passes on the sources as they are, which is checked first. Exit code 0: every mutant was caught.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ("service", "protos", "tests/service", "pyproject.toml")
+
+MEMORY = "service/sessions/memory.py"
+SESSIONS = "service/sessions/__init__.py"
+ENGINE = "service/engine.py"
+BLOB = "service/sessions/blob.py"
+STORE = "service/sessions/redis/store.py"
+COMMIT = "service/sessions/redis/scripts/commit.lua"
+
+CONTRACT = "tests/service/sessions/store_contract_test.py::"
+PROTOCOL = "tests/service/sessions/protocol_test.py::"
+FAILURES = "tests/service/sessions/redis/failures_test.py::"
+REDIS = "tests/service/sessions/redis/store_test.py::"
+DURABILITY = "tests/service/sessions/redis/durability_test.py::"
+
+
+class Mutant(NamedTuple):
+    """A rule that is broken.
+
+    Attributes:
+        name: What is wrong with it.
+        file: Where.
+        before: The text that is replaced; it stands there once.
+        after: By what.
+        test: What has to fail.
+    """
+
+    name: str
+    file: str
+    before: str
+    after: str
+    test: str
+
+
+MUTANTS = (
+    Mutant(
+        "memory: no compare-and-set",
+        MEMORY,
+        "if session.token != commit.token:",
+        "if False:",
+        f"{CONTRACT}test_of_many_commits_on_one_session_one_is_written[memory]",
+    ),
+    Mutant(
+        "valkey: no compare-and-set",
+        COMMIT,
+        "if at[1] ~= token then",
+        "if false then",
+        f"{CONTRACT}test_of_many_commits_on_one_session_one_is_written[valkey]",
+    ),
+    Mutant(
+        "valkey: no compare-and-set, seen by the model",
+        COMMIT,
+        "if at[1] ~= token then",
+        "if false then",
+        f"{PROTOCOL}test_exactly_once_over_valkey",
+    ),
+    Mutant(
+        "memory: compares the position instead of the token",
+        MEMORY,
+        "if session.token != commit.token:",
+        "if session.position != commit.begin:",
+        f"{CONTRACT}test_a_commit_does_not_reach_a_session_that_was_made_anew[memory]",
+    ),
+    Mutant(
+        "valkey: compares the position instead of the token",
+        COMMIT,
+        "if at[1] ~= token then",
+        "if at[2] ~= new_begin then",
+        f"{CONTRACT}test_a_commit_does_not_reach_a_session_that_was_made_anew[valkey]",
+    ),
+    Mutant(
+        "judge: no replay",
+        SESSIONS,
+        "return Verdict.REPLAY if digest == last.digest else Verdict.CONFLICT",
+        "return Verdict.MISMATCH",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "valkey: no replay",
+        COMMIT,
+        "verdict = 'replay'",
+        "verdict = 'mismatch'",
+        f"{CONTRACT}test_a_commit_is_refused_where_the_session_has_moved_on[valkey]",
+    ),
+    Mutant(
+        "judge: no digest",
+        SESSIONS,
+        "return Verdict.REPLAY if digest == last.digest else Verdict.CONFLICT",
+        "return Verdict.REPLAY",
+        f"{CONTRACT}test_of_many_commits_on_one_session_one_is_written[memory]",
+    ),
+    Mutant(
+        "valkey: no digest",
+        COMMIT,
+        "elseif digest == at[4] then",
+        "elseif true then",
+        f"{CONTRACT}test_of_many_commits_on_one_session_one_is_written[valkey]",
+    ),
+    Mutant(
+        "engine: answers before the commit",
+        ENGINE,
+        "            outcome = await self._store.commit(call.key, commit)\n",
+        "            self._early = asyncio.ensure_future(self._store.commit(call.key, commit))\n"
+        "            return commit.reply\n",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "memory: a commit makes a session that is not there",
+        MEMORY,
+        '        """See ``SessionStore.commit``."""\n        session = self._require(key)\n',
+        '        """See ``SessionStore.commit``."""\n'
+        "        session = self._live(key, self._clock())\n"
+        "        if session is None:\n"
+        "            info = SessionInfo(key, VersionKey('sums', 1), 'f1', 60.0, b'', 0.0)\n"
+        "            session = Session(info, commit.begin, None, None, commit.token, 0.0, 0.0)\n",
+        f"{CONTRACT}test_a_commit_never_makes_a_session[memory]",
+    ),
+    Mutant(
+        "valkey: a commit makes a session that is not there",
+        COMMIT,
+        "  return {'gone', now}\n",
+        "  redis.call('HSET', session, 'ver', 'sums/1', 'fp', 'f1', 'ttl', 60000, 'cd', '', 'made', whole(now))\n"
+        "  at = {token, position, '', '', whole(now), '60000', 'sums/1'}\n",
+        f"{CONTRACT}test_a_commit_never_makes_a_session[valkey]",
+    ),
+    Mutant(
+        "valkey: a commit keeps the old token",
+        COMMIT,
+        "'tok', new_token,",
+        "'tok', token,",
+        f"{CONTRACT}test_of_many_commits_on_one_session_one_is_written[valkey]",
+    ),
+    Mutant(
+        "engine: refuses out of a cache",
+        ENGINE,
+        "        if verdict is not Verdict.RUN:\n"
+        "            # What the caller is told must not come out of a cache.\n"
+        "            session = await self._store.load(call.key, fresh=True)\n",
+        "        if verdict is not Verdict.RUN:\n",
+        f"{PROTOCOL}test_exactly_once_over_valkey",
+    ),
+    Mutant(
+        "engine: a step whose history is another is not run again, but committed anyway",
+        ENGINE,
+        "            verdict, session = outcome.verdict, outcome.session\n",
+        "            verdict, session = outcome.verdict, outcome.session\n"
+        "            if verdict is Verdict.RUN:\n"
+        "                await self._store.commit(call.key, commit._replace(token=session.token))\n"
+        "                return commit.reply\n",
+        f"{PROTOCOL}test_a_step_that_ran_on_a_lost_history_is_run_again_on_the_real_one[memory]",
+    ),
+    Mutant(
+        "valkey: a commit without an answer is called 'nothing committed'",
+        STORE,
+        "            raise CommitUnknown(",
+        "            raise StoreUnavailable(",
+        f"{FAILURES}test_a_commit_that_gets_no_answer_is_unknown_and_not_lost",
+    ),
+    Mutant(
+        "valkey: a cancelled caller tears its command",
+        STORE,
+        "return await asyncio.shield(task)",
+        "return await task",
+        f"{REDIS}test_a_cancelled_caller_leaves_no_copy_that_is_out_of_date",
+    ),
+    Mutant(
+        "valkey: a replayed reply does not wait to be durable",
+        STORE,
+        "self._fresh_reads = self._writes if barrier else self._reads",
+        "self._fresh_reads = self._reads",
+        f"{DURABILITY}test_a_commit_that_too_few_replicas_have_is_unknown",
+    ),
+    Mutant(
+        "blob: the checksum is not looked at",
+        BLOB,
+        "    if checksum.of(binding, memoryview(blob)[:end]) != blob[end:]:",
+        "    if False:",
+        f"{REDIS}test_every_broken_byte_of_a_state_is_refused",
+    ),
+    Mutant(
+        "blob: the checksum does not say whose state it is",
+        BLOB,
+        "    if checksum.of(binding, memoryview(blob)[:end]) != blob[end:]:",
+        "    if False:",
+        f"{REDIS}test_another_sessions_state_is_refused",
+    ),
+)
+
+
+def main() -> int:
+    """Runs every mutant against its test; returns how many were not caught."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", help="only the mutants whose name has this in it")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="how many at once")
+    arguments = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if not arguments.only or arguments.only in mutant.name]
+    if not check_sound(sorted({mutant.test for mutant in chosen})):
+        print("the tests do not pass on the sources as they are: nothing can be said about the mutants")
+        return 2
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        caught = list(pool.map(is_caught, chosen))
+    for mutant, is_so in zip(chosen, caught, strict=True):
+        print(f"{'caught  ' if is_so else 'SURVIVED'}  {mutant.name}\n          {mutant.test}")
+    print(f"{sum(caught)} of {len(chosen)} mutants caught")
+    return 0 if all(caught) else 1
+
+
+def check_sound(tests: list[str]) -> bool:
+    """Whether the tests pass where nothing is broken."""
+    with tempfile.TemporaryDirectory(prefix="sound-") as folder:
+        return run_tests(copy_sources(Path(folder)), tests) == 0
+
+
+def is_caught(mutant: Mutant) -> bool:
+    """Whether the named test fails on the mutant."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        root = copy_sources(Path(folder))
+        path = root / mutant.file
+        source = path.read_text()
+        if source.count(mutant.before) != 1:
+            raise SystemExit(
+                f"{mutant.file} has this {source.count(mutant.before)} times, not once; the mutant"
+                f" {mutant.name!r} has to be brought up to date:\n{mutant.before}"
+            )
+        path.write_text(source.replace(mutant.before, mutant.after))
+        # Exit code 1 is a test that failed; anything else would be a mutant that does not even run.
+        return run_tests(root, [mutant.test]) == 1
+
+
+def copy_sources(folder: Path) -> Path:
+    """A copy of what the tests need, without what they left behind."""
+    for name in COPIED:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
+    return folder
+
+
+def run_tests(root: Path, tests: list[str]) -> int:
+    """Pytest's exit code for some tests of a copy, which is imported in place of the installed sources."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), str(root / "protos")]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(root / ".hypothesis"),
+    }
+    options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile", "no-shrinking", "--timeout", "240"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        print(done.stdout[-2000:], done.stderr[-2000:], sep="\n")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
