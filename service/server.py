@@ -172,11 +172,14 @@ async def serve_with(settings: Settings, *, executor: Executor, store: SessionSt
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     gateway = Gateway(settings, executor=executor, store=store)
-    port = await gateway.listen()
-    _announce(settings, port)
-    if await _unless(stop, gateway.open()):
-        _log.info("serving", extra=_what_is_served(gateway, time.monotonic() - started))
-        await stop.wait()
+    try:
+        _announce(settings, await gateway.listen())
+        if await _unless(stop, gateway.open()):
+            _log.info("serving", extra=_what_is_served(gateway, time.monotonic() - started))
+            await stop.wait()
+    except (StartError, ModelLoadError):
+        await gateway.drain()
+        raise
     _log.info("draining")
     finished = await gateway.drain()
     _log.info("stopped" if finished else "stopped with steps unanswered")
