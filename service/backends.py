@@ -2,6 +2,8 @@
 
 import time
 
+import grpc
+
 from service.config import Settings
 from service.executors import Executor
 from service.sessions import SessionStore
@@ -12,7 +14,12 @@ def make_executor(settings: Settings) -> Executor:
     if settings.tf_serving is not None:
         from service.executors.tf_serving import TfServingExecutor  # the client of another process
 
-        return TfServingExecutor(settings.tf_serving, models=settings.model)
+        credentials = None
+        if settings.tf_serving_ca is not None:
+            credentials = grpc.ssl_channel_credentials(settings.tf_serving_ca.read_bytes())
+        return TfServingExecutor(
+            settings.tf_serving, models=settings.model, credentials=credentials, timeout=settings.executor_timeout
+        )
     from service.executors.embedded import EmbeddedExecutor  # brings TensorFlow
 
     if settings.model_dir is None:

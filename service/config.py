@@ -49,6 +49,9 @@ class Settings(BaseSettings):
         default=None,
         description="TensorFlow Serving to run the models on, HOST:PORT or dns:///HOST:PORT (all its replicas).",
     )
+    tf_serving_ca: Path | None = Field(
+        default=None, description="PEM of the authority of TensorFlow Serving's certificate; with it, TLS is spoken."
+    )
     model: list[str] = Field(default=[], description="With --tf-serving: names of the models to serve; repeatable.")
     store: str = Field(
         default="memory",
@@ -156,7 +159,7 @@ class Settings(BaseSettings):
             raise ValueError(f"expected 'memory' or redis://HOST:PORT/DB; got {value!r}")
         return value
 
-    @field_validator("tls_key", "tls_cert", "tls_client_ca", "token_file", "secret_file")
+    @field_validator("tls_key", "tls_cert", "tls_client_ca", "tf_serving_ca", "token_file", "secret_file")
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
