@@ -230,8 +230,8 @@ def _add_row(table: Table, name: str, some: list[tuple[Run, float]], per_second:
 def _check_width(version: ModelVersion, sequence: CopySequence) -> None:
     if sequence.inputs.shape[1] != version.input_dim:
         raise DemoFailed(
-            f"{MODEL} version {version.version} takes {version.input_dim} inputs and gives {version.output_dim}. A model "
-            f"that copies takes {version.output_dim + 2}, bits and two flags: run the demo without --no-train."
+            f"{MODEL} version {version.version} takes {version.input_dim} inputs and gives {version.output_dim}. A "
+            f"model that copies takes {version.output_dim + 2}, bits and two flags: run the demo without --no-train."
         )
 
 

@@ -58,7 +58,7 @@ def save_figure(trace: Trace, path: Path) -> None:
     figure = Figure(figsize=(9, 9), layout="constrained")
     axes = figure.subplots(5, 1, sharex=True, height_ratios=heights)
     signal = _rows(axes[0], trace.sequence.inputs.T, "input", "bit", "Greys")
-    _rows(axes[1], target.T, "target", "bit", "Greys")
+    _rows(axes[1], target.T, "target (none before recall)", "bit", "Greys")
     _rows(axes[2], trace.outputs.T, "output", "bit", "Greys")
     focus = _rows(axes[3], trace.write[:, slots].T, "write weighting", "slot", "viridis")
     _rows(axes[4], trace.read[:, slots].T, "read weighting", "slot", "viridis")

@@ -98,6 +98,28 @@ def test_somebody_elses_step_is_noticed_and_the_position_is_never_taken_over(con
     assert client.attach(session.session_id, position=error.position).step(random_inputs(1)).shape == (1, 3)
 
 
+def test_a_fork_and_a_snapshot_go_on_from_where_their_session_stood(client):
+    inputs = random_inputs(6)
+    session = client.session("sums")
+    session.step(inputs[:3])
+    fork, blob = session.fork(), session.snapshot()
+    session.step(random_inputs(2, seed=1))
+    restored = client.restore(blob)
+    assert len({session.session_id, fork.session_id, restored.session_id}) == 3
+    for copy in (fork, restored):
+        assert copy.position == 3
+        np.testing.assert_array_equal(copy.step(inputs[3:]), run_whole(inputs)[0][3:])
+    assert refused(client.restore, blob[:-1] + b"!").code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_sessions_are_listed_page_by_page(client):
+    opened = {client.session("sums").session_id for _ in range(7)}
+    listed = client.sessions(page_size=3)
+    assert {info.session_id for info in listed} == opened
+    assert len(listed) == 7
+    assert {info.position for info in listed} == {0}
+
+
 @pytest.mark.parametrize(
     ("inputs", "reason"),
     [

@@ -180,6 +180,12 @@ class BlockingFace:
     def step_many(self, steps, **kwargs):
         return self.client.step_many([(session.session, inputs) for session, inputs in steps], **kwargs)
 
+    def restore(self, *args, **kwargs):
+        return BlockingSession(self.client.restore(*args, **kwargs))
+
+    def sessions(self, **kwargs):
+        return list(self.client.sessions(**kwargs))
+
     def models(self):
         return self.client.models()
 
@@ -197,8 +203,15 @@ class BlockingSession:
     def start(self, inputs, **kwargs):
         return self.session.step_async(inputs, **kwargs)
 
+    def fork(self):
+        return BlockingSession(self.session.fork())
+
     def __getattr__(self, name):
         return getattr(self.session, name)
+
+
+async def awaited(opening):
+    return await opening
 
 
 class AsyncFace:
@@ -212,10 +225,7 @@ class AsyncFace:
         self.client = threads.run(make())
 
     def _open(self, opening):
-        async def wait():
-            return await opening
-
-        return AsyncFaceSession(self._threads, self._threads.run(wait()))
+        return AsyncFaceSession(self._threads, self._threads.run(awaited(opening)))
 
     def session(self, *args, **kwargs):
         return self._open(self.client.session(*args, **kwargs))
@@ -227,6 +237,15 @@ class AsyncFace:
         return self._threads.run(
             self.client.step_many([(session.session, inputs) for session, inputs in steps], **kwargs)
         )
+
+    def restore(self, *args, **kwargs):
+        return self._open(self.client.restore(*args, **kwargs))
+
+    def sessions(self, **kwargs):
+        async def gather():
+            return [info async for info in self.client.sessions(**kwargs)]
+
+        return self._threads.run(gather())
 
     def models(self):
         return self._threads.run(self.client.models())
@@ -262,6 +281,12 @@ class AsyncFaceSession:
 
     def info(self):
         return self._threads.run(self.session.info())
+
+    def fork(self):
+        return AsyncFaceSession(self._threads, self._threads.run(awaited(self.session.fork())))
+
+    def snapshot(self):
+        return self._threads.run(self.session.snapshot())
 
     def close(self):
         self._threads.run(self.session.close())
