@@ -16,9 +16,6 @@ from service.types import ModelVersion, VersionKey
 _log = logging.getLogger(__name__)
 
 _DNS = "dns:///"
-# How long a version number that came to stand for another model is held back. Whatever was queued for the old model is
-# refused meanwhile, so that none of it can run on the new one.
-_HOLD_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +26,14 @@ class PollPolicy:
         interval: Seconds between two questions to a replica for what it serves.
         timeout: Seconds after which one that has not answered counts as unresponsive.
         resolve_interval: Seconds between two look-ups of a ``dns:///`` name.
+        hold: Seconds that a version number which came to stand for another model is held back. Whatever was queued for
+            the old model is refused meanwhile, so that none of it can run on the new one.
     """
 
     interval: float
     timeout: float
     resolve_interval: float
+    hold: float
 
 
 class ReplicaSet:
@@ -151,7 +151,7 @@ class ReplicaSet:
         if known is not None and known != version.fingerprint:
             if key not in self._held:
                 _log.warning("%s has become another model: fingerprint %s, was %s", key, version.fingerprint, known)
-                self._held[key] = now + _HOLD_S
+                self._held[key] = now + self._policy.hold
                 asyncio.get_running_loop().call_at(self._held[key], self._update)
             if now < self._held[key]:
                 return False

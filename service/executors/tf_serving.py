@@ -58,6 +58,7 @@ class TfServingExecutor:
         poll_interval: Seconds between two questions to a replica for what it serves.
         probe_timeout: Seconds after which one that has not answered counts as unresponsive.
         resolve_interval: Seconds between two look-ups of a ``dns:///`` name.
+        hold: Seconds that a version number which came to stand for another model is not listed.
         max_in_flight: Batches of one version under way at once.
     """
 
@@ -73,6 +74,7 @@ class TfServingExecutor:
         poll_interval: float = 1.0,
         probe_timeout: float = 2.0,
         resolve_interval: float = 10.0,
+        hold: float = 5.0,
         max_in_flight: int = 4,
     ) -> None:
         targets = [part.strip() for part in target.split(",") if part.strip()]
@@ -83,7 +85,7 @@ class TfServingExecutor:
         self._patience = patience
         self._start_timeout = start_timeout
         self._max_in_flight = max_in_flight
-        policy = PollPolicy(interval=poll_interval, timeout=probe_timeout, resolve_interval=resolve_interval)
+        policy = PollPolicy(interval=poll_interval, timeout=probe_timeout, resolve_interval=resolve_interval, hold=hold)
         self._replicas = ReplicaSet(targets, self._models, credentials=credentials, policy=policy)
         self._turn = 0
         self._under_way = 0

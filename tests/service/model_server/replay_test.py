@@ -3,6 +3,7 @@
 What is not replayed stands in ``LEFT_OUT``, with the reason; a test checks that the list is exact.
 """
 
+import itertools
 import os
 import shutil
 import threading
@@ -82,7 +83,7 @@ def config_file(directory: Path, models: Path, *names: str, extra: Mapping[str, 
         for name in names
     ]
     path = directory / "models.config"
-    path.write_text("model_config_list { %s }" % "\n".join(entries))
+    path.write_text("\n".join(["model_config_list {", *entries, "}"]))
     return path
 
 
@@ -187,7 +188,7 @@ def test_requests_in_flight_and_thread_limit(channel: grpc.Channel, default_serv
         assert call(channel, reload_row, models).code == "OK"
         seen = [before]
         wait_until(lambda: seen.append(states()) or seen[-1] == [50])
-        assert [state for pair in zip(seen, seen[1:], strict=False) if pair[0] != pair[1] for state in pair[1]] in (
+        assert [state for pair in itertools.pairwise(seen) if pair[0] != pair[1] for state in pair[1]] in (
             [40, 50],  # UNLOADING while the call is under way, then END
             [50],  # the call was over too soon to see it
         )
@@ -222,7 +223,7 @@ def test_output_filter_and_state(channel: grpc.Channel, default_server: tuple[Mo
     _, models = default_server
     rows = recordings.rows("g_inflight_and_lifecycle")
     fresh = [row for row in rows if row.case in {"reload_unload_while_inflight", "reload_add_batchy_again"}]
-    assert replay(channel, fresh, models, {}) == []  # batchy counts rows: it has to be loaded anew
+    assert replay(channel, fresh, models, {}) == ""  # batchy counts rows: it has to be loaded anew
     assert replay(channel, recordings.rows("h_filter_and_state"), models, {}) == ""
 
 
