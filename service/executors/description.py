@@ -28,9 +28,8 @@ def parse_description(key: VersionKey, text: bytes | str) -> ModelVersion:
     if not isinstance(fields, dict):
         raise DescriptionError(f"its description is a JSON {type(fields).__name__}; expected an object")
     layout = tuple(_component(entry) for entry in _field(fields, "state_layout", list))
-    state_size = sum(math.prod(component.shape) for component in layout)
-    if not layout or any(c.offset < 0 or c.offset + math.prod(c.shape) > state_size for c in layout):
-        raise DescriptionError(f"its state layout does not fit a state of {state_size} elements")
+    state_size = _positive(fields, "state_size")
+    _check_layout(layout, state_size)
     keras_config = fields.get("keras_config", "")
     return ModelVersion(
         key=key,
@@ -42,6 +41,19 @@ def parse_description(key: VersionKey, text: bytes | str) -> ModelVersion:
         keras_config_json=keras_config if isinstance(keras_config, str) else json.dumps(keras_config),
         task=str(fields.get("task") or ""),
     )
+
+
+def _check_layout(layout: tuple[StateComponent, ...], state_size: int) -> None:
+    """Every element of the row belongs to one component."""
+    end = 0
+    for component in sorted(layout, key=lambda component: component.offset):
+        if component.offset != end:
+            raise DescriptionError(
+                f"its state layout has {component.name} at offset {component.offset}; expected {end}"
+            )
+        end += math.prod(component.shape)
+    if end != state_size:
+        raise DescriptionError(f"its state layout has {end} elements; its state_size is {state_size}")
 
 
 def _component(entry: Any) -> StateComponent:

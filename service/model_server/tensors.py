@@ -78,17 +78,18 @@ def from_proto(proto: Any) -> Array:
 
 
 def to_proto(array: Array, dtype: int, proto: Any, *, as_content: bool = False) -> None:
-    """Writes an array into an empty ``TensorProto``: typed fields, or ``tensor_content`` where asked.
-
-    Strings always go as ``string_val``: their content encoding is private to TensorFlow.
-    """
+    """Writes an array into an empty ``TensorProto``: typed fields, or ``tensor_content`` where asked."""
     proto.dtype = dtype
     shape = proto.tensor_shape
     for size in array.shape:
         shape.dim.add(size=size)
     shape.SetInParent()
     if dtype == types_pb2.DT_STRING:
-        proto.string_val.extend(array.ravel().tolist())
+        values: list[bytes] = array.ravel().tolist()
+        if as_content:
+            proto.tensor_content = b"".join([*(_varint(len(value)) for value in values), *values])
+        else:
+            proto.string_val.extend(values)
         return
     typed = _TYPES.get(dtype)
     if typed is None:

@@ -42,10 +42,11 @@ def random_batch(rows: int, steps: int, seed: int = 0, width: int = WIDTH) -> St
 def description(name: str, fingerprint: str, width: int = WIDTH) -> str:
     return json.dumps(
         {
-            "name": name,
+            "model": name,
             "fingerprint": fingerprint,
             "input_dim": width,
             "output_dim": width,
+            "state_size": width,
             "state_layout": [{"name": "sums", "shape": [width], "offset": 0, "axes": ["sum"]}],
             "keras_config": {"class_name": "Sums"},
             "task": "sum",

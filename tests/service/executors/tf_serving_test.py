@@ -431,9 +431,11 @@ async def test_close_waits_for_steps_under_way_and_may_be_called_twice() -> None
         b"[]",
         b"{}",
         b'{"fingerprint": "f", "input_dim": 0, "output_dim": 1, "state_layout": []}',
-        b'{"fingerprint": "f", "input_dim": 1, "output_dim": 1, "state_layout": '
+        b'{"fingerprint": "f", "input_dim": 1, "output_dim": 1, "state_size": 2, "state_layout": '
         b'[{"name": "a", "shape": [2], "offset": 1}]}',
-        b'{"fingerprint": "f", "input_dim": true, "output_dim": 1, "state_layout": '
+        b'{"fingerprint": "f", "input_dim": 1, "output_dim": 1, "state_size": 3, "state_layout": '
+        b'[{"name": "a", "shape": [2], "offset": 0}]}',
+        b'{"fingerprint": "f", "input_dim": true, "output_dim": 1, "state_size": 2, "state_layout": '
         b'[{"name": "a", "shape": [2], "offset": 0}]}',
     ],
 )
