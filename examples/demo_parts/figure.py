@@ -43,8 +43,7 @@ def trace_sequence(target: str, model: str, sequence: CopySequence) -> Trace:
         for step in sequence.inputs:
             outputs.append(session.step(step[None]))
             states.append(session.inspect())
-    read = np.stack([state["read_weightings"][0] for state in states])
-    write = np.stack([state["write_weightings"][0] for state in states])
+    read, write = (np.stack([state[f"{head}_weightings"][0] for state in states]) for head in ("read", "write"))
     return Trace(sequence, np.concatenate(outputs), read, write)
 
 

@@ -1,0 +1,57 @@
+"""``ntm-client inspect --picture``: a session's state, drawn."""
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.client.cli.data import DataError
+from service.client.wire import FloatArray
+
+_TALLEST = 40  # rows of a component; with more than that it is drawn on its side
+
+
+def save(state: Mapping[str, FloatArray], title: str, path: Path) -> None:
+    """Draws each component of a state as a map of its values.
+
+    Raises:
+        DataError: matplotlib is not installed, or does not know the file's kind.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise DataError("--picture needs matplotlib: pip install matplotlib")
+    from matplotlib.figure import Figure
+
+    maps = {name: _flat(value) for name, value in state.items()}
+    heights = [max(len(values), 3) + 4 for values in maps.values()]
+    figure = Figure(figsize=(9, 0.6 + 0.11 * sum(heights) + 0.35 * len(maps)), layout="constrained")
+    all_axes = figure.subplots(len(maps), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (name, values) in zip(all_axes, maps.items(), strict=True):
+        _draw(figure, axes, name, state[name].shape, values)
+    figure.suptitle(title)
+    try:
+        figure.savefig(path, dpi=160)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+def _flat(value: FloatArray) -> FloatArray:
+    """A component as a matrix that is not taller than it is wide."""
+    matrix = value.reshape(-1, value.shape[-1]) if value.ndim > 1 else value.reshape(1, -1)
+    return matrix.T if len(matrix) > max(_TALLEST, matrix.shape[1]) else matrix
+
+
+def _draw(figure: Any, axes: Any, name: str, shape: tuple[int, ...], values: FloatArray) -> None:
+    # Weightings are at least zero everywhere; what has both signs gets a scale with white in the middle.
+    low, high = float(values.min()), float(values.max())
+    bound = max(abs(low), abs(high)) or 1.0
+    scale = (
+        {"cmap": "viridis", "vmin": 0, "vmax": bound} if low >= 0 else {"cmap": "RdBu_r", "vmin": -bound, "vmax": bound}
+    )
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", **scale)
+    axes.set_title(f"{name}  {' x '.join(map(str, shape))}", loc="left", fontsize=9)
+    axes.tick_params(labelsize=7)
+    if len(values) <= 2:
+        axes.set_yticks(np.arange(len(values)))
+    figure.colorbar(image, ax=axes, aspect=8).ax.tick_params(labelsize=7)
