@@ -1,0 +1,170 @@
+"""One client process of a load: steps sessions of a gateway for some seconds, and prints what it saw as JSON.
+
+``python benchmarks/load.py MODE TARGET --sessions 64 --steps 1 --seconds 5``
+
+Modes: ``coalesced``, the Python client, in rounds of all its sessions (``--groups`` threads, each with its share);
+``stream``, a connection and a stream for each session, a step a message; ``unary``, likewise with a call for each step;
+``open``, Poisson arrivals of ``--rate`` requests a second over all sessions, through the asyncio client. Closed loops
+but for the last, whose latency counts from when a request was due.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import secrets
+import threading
+import time
+
+import grpc
+import numpy as np
+
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from ntm_serving.v1 import sequence_service_pb2_grpc, tensor_pb2
+from service.client import AsyncSequenceClient, SequenceClient
+
+WARM_UP_S = 1.0
+
+
+class Watch:
+    """Counts requests and their latencies once the warm-up is over."""
+
+    def __init__(self, seconds):
+        self.begin = time.perf_counter() + WARM_UP_S
+        self.end = self.begin + seconds
+        self.latencies = []
+        self.cpu = None
+
+    def running(self):
+        now = time.perf_counter()
+        if self.cpu is None and now >= self.begin:
+            self.cpu = cpu_seconds()
+        return now < self.end
+
+    def saw(self, started, requests=1):
+        now = time.perf_counter()
+        if started >= self.begin and now <= self.end:
+            self.latencies += [now - started] * requests
+
+    def report(self, steps):
+        spread = np.percentile(self.latencies, (50, 90, 99)) * 1e3 if self.latencies else [0, 0, 0]
+        seconds = self.end - self.begin
+        return {
+            "requests": len(self.latencies),
+            "requests_per_s": len(self.latencies) / seconds,
+            "steps_per_s": len(self.latencies) * steps / seconds,
+            "p50_ms": spread[0],
+            "p90_ms": spread[1],
+            "p99_ms": spread[2],
+            "client_cpu_us_per_request": 1e6 * (cpu_seconds() - (self.cpu or 0)) / max(1, len(self.latencies)),
+        }
+
+
+def cpu_seconds():
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def coalesced(options, inputs, watch):
+    with SequenceClient(options.target) as client:
+        sessions = [client.create_session(options.model) for _ in range(options.sessions)]
+
+        def rounds(mine):
+            work = [(session, inputs) for session in mine]
+            while watch.running():
+                started = time.perf_counter()
+                client.step_many(work, timeout=60)
+                watch.saw(started, len(mine))
+
+        threads = [
+            threading.Thread(target=rounds, args=(sessions[g :: options.groups],)) for g in range(options.groups)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+async def connection(options, inputs, watch):
+    """One session over a channel of its own."""
+    channel = grpc.aio.insecure_channel(options.target, [("grpc.use_local_subchannel_pool", 1)])
+    stub = sequence_service_pb2_grpc.SequenceServiceStub(channel)
+    name = secrets.token_hex(16)
+    await stub.CreateSession(pb.CreateSessionRequest(session_id=name, model=pb.ModelSpec(name=options.model)))
+    tensor = tensor_pb2.Tensor(
+        dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=inputs.shape, content=inputs.astype("<f4").tobytes()
+    )
+    stream = stub.StreamSteps() if options.mode == "stream" else None
+    position = 0
+    while watch.running():
+        started = time.perf_counter()
+        request = pb.StepRequest(session_id=name, position=position, inputs=tensor)
+        if stream is not None:
+            await stream.write(pb.StreamStepsRequest(requests=[request]))
+            response = (await stream.read()).responses[0]
+        else:
+            response = await stub.Step(request)
+        if response.HasField("status"):
+            raise RuntimeError(str(response.status))
+        position = response.position
+        watch.saw(started)
+    await channel.close()
+
+
+async def connections(options, inputs, watch):
+    await asyncio.gather(*(connection(options, inputs, watch) for _ in range(options.sessions)))
+
+
+async def open_loop(options, inputs, watch):
+    draw = random.Random(0)
+    async with AsyncSequenceClient(options.target) as client:
+        idle = [await client.session(options.model) for _ in range(options.sessions)]
+        late = 0
+
+        async def step(session, due):
+            await session.step(inputs, timeout=60)
+            watch.saw(due)
+            idle.append(session)
+
+        tasks = set()
+        due = time.perf_counter()
+        while watch.running():
+            due += draw.expovariate(options.rate)
+            if (pause := due - time.perf_counter()) > 0:
+                await asyncio.sleep(pause)
+            if not idle:  # every session has a step under way: the rate is more than they can take
+                late += 1
+                continue
+            task = asyncio.create_task(step(idle.pop(draw.randrange(len(idle))), due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+        return late
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mode", choices=["coalesced", "stream", "unary", "open"])
+    parser.add_argument("target")
+    parser.add_argument("--model", default="ntm")
+    parser.add_argument("--sessions", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=1, help="time steps of a request")
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--groups", type=int, default=1, help="threads of mode coalesced")
+    parser.add_argument("--rate", type=float, default=1000.0, help="requests a second of mode open")
+    options = parser.parse_args()
+    inputs = np.random.default_rng(0).random((options.steps, 10), np.float32)
+    watch = Watch(options.seconds)
+    refused = 0
+    if options.mode == "coalesced":
+        coalesced(options, inputs, watch)
+    elif options.mode == "open":
+        refused = asyncio.run(open_loop(options, inputs, watch))
+    else:
+        asyncio.run(connections(options, inputs, watch))
+    print(json.dumps({**vars(options), **watch.report(options.steps), "not_sent": refused}))
+
+
+if __name__ == "__main__":
+    main()
