@@ -77,7 +77,8 @@ def inspect(client: SequenceClient, options: argparse.Namespace, output: Output)
         arrays: dict[str, Any] = {name.replace("/", "."): value for name, value in state.items()}
         np.savez(options.save, **arrays)
     if options.picture:
-        picture.save(state, f"session {session.session_id} at position {session.position}", options.picture)
+        title = f"session {session.session_id} at position {session.position}"
+        picture.save(state, _axes_of(client, session.info()), title, options.picture)
     if output.as_json:
         output.document({"session_id": session.session_id, "position": session.position, "state": state})
         return
@@ -177,6 +178,14 @@ def _attach(client: SequenceClient, options: argparse.Namespace) -> Session:
 
 def _tell(info: SessionInfo, output: Output) -> None:
     output.record(dataclasses.asdict(info))
+
+
+def _axes_of(client: SequenceClient, info: SessionInfo) -> dict[str, tuple[str, ...]]:
+    """What the axes of each component of a session's state count."""
+    for version in client.model(info.model).versions:
+        if version.version == info.version:
+            return {part.name: part.axes for part in version.state_layout}
+    return {}
 
 
 def _version_row(version: dict[str, Any]) -> dict[str, Any]:
