@@ -236,6 +236,7 @@ class RedisStore:
         if reply.status == "gone":
             raise self._gone(key)
         if reply.status != "committed":
+            _log.info("a commit was refused: to the stored session the step is a %r", reply.status)
             return Refused(Verdict(reply.status), self._read(key, reply))
         session = Session(info, commit.reply.position, commit.state, last, token, reply.now, reply.now + info.ttl)
         self._cache.put(session)

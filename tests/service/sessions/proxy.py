@@ -20,6 +20,7 @@ class Proxy:
         self.replies.set()
         self.asked = asyncio.Event()  # bytes of a request have been passed on
         self._writers = set()
+        self._serving = set()
         self._server = None
 
     async def start(self):
@@ -41,6 +42,7 @@ class Proxy:
         self.cut()
         self.requests.set()
         self.replies.set()
+        await asyncio.gather(*self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
     async def _serve(self, reader, writer):
@@ -53,12 +55,14 @@ class Proxy:
             writer.transport.abort()
             return
         self._writers |= {writer, to_writer}
+        self._serving.add(asyncio.current_task())
         try:
             await asyncio.gather(
                 self._pump(reader, to_writer, self.requests, self.asked), self._pump(to_reader, writer, self.replies)
             )
         finally:
             self._writers -= {writer, to_writer}
+            self._serving.discard(asyncio.current_task())
 
     async def _pump(self, reader, writer, gate, passed=None):
         with contextlib.suppress(OSError):
