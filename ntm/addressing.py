@@ -1,7 +1,7 @@
 """Addressing a memory: one function for each equation of Graves, Wayne and Danihelka (2014), section 3.3.
 
-Shapes are named ``batch``, ``heads``, ``slots`` (the paper's N), ``depth`` (its M) and ``shifts``. The memory is held as
-``[batch, depth, slots]``: the slots lie side by side, so that every pass over it runs on whole vectors of slots. All
+Shapes are named ``batch``, ``heads``, ``slots`` (the paper's N), ``depth`` (its M) and ``shifts``. The memory is held
+as ``[batch, depth, slots]``: the slots lie side by side, so that every pass over it runs on whole vectors of slots. All
 functions keep the dtype they are given; the cell gives them float32 or float64.
 """
 
@@ -41,9 +41,8 @@ def cosine_similarity(keys, memory):
         ``[batch, heads, slots]``, in -1..1. A zero key or slot has a similarity of 0.
     """
     squared_norms = ops.sum(ops.square(memory), axis=1)
-    dots = [ops.sum(keys[:, head, :, None] * memory, axis=1) for head in range(keys.shape[1])]
     key_scale = ops.rsqrt(ops.sum(ops.square(keys), axis=-1, keepdims=True) + NORM_EPSILON)
-    return ops.stack(dots, axis=1) * key_scale * ops.rsqrt(squared_norms + NORM_EPSILON)[:, None, :]
+    return ops.matmul(keys, memory) * key_scale * ops.rsqrt(squared_norms + NORM_EPSILON)[:, None, :]
 
 
 def content_weighting(similarity, strength):

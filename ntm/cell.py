@@ -22,14 +22,6 @@ class StepNoise(NamedTuple):
     parameters: object = None
 
 
-class StepDetails(NamedTuple):
-    """What the heads did in one step; each ``[batch, heads, size]``, read heads before write heads."""
-
-    parameters: dict
-    read_weightings: object
-    write_weightings: object
-
-
 @keras.saving.register_keras_serializable(package="ntm")
 class NTMCell(keras.layers.Layer):
     """One step of an NTM: for `keras.layers.RNN`, for stepping by hand, and inside `NeuralTuringMachine`.
@@ -188,33 +180,40 @@ class NTMCell(keras.layers.Layer):
 
     def call(self, inputs, states, training=False, noise=None):
         """One step. Returns ``[batch, output_dim]`` and the new list of states."""
-        output, new_states, _ = self.step(inputs, states, training=training, noise=noise)
-        return output, new_states
+        output, new_states = self.step(inputs, self.unflatten(states), training=training, noise=noise)
+        return output, self.flatten(new_states)
+
+    def unflatten(self, states):
+        """The states in their own shapes, ``[batch, *shape]`` for each entry of ``state_layout``."""
+        shapes = [component.shape for component in self.state_layout]
+        return [
+            ops.reshape(ops.cast(state, self.state_dtype), (-1, *shape))
+            for state, shape in zip(states, shapes, strict=True)
+        ]
+
+    def flatten(self, states):
+        """Back from `unflatten`: each state as ``[batch, size]``."""
+        return [ops.reshape(state, (-1, size)) for state, size in zip(states, self.state_size, strict=True)]
 
     def step(self, inputs, states, *, training=False, noise=None):
-        """`call`, which also returns the `StepDetails` of what the heads did."""
+        """`call` on states in their own shapes. Returns also the `StepDetails` of what the heads did."""
         noise = noise or StepNoise()
-        tape, reads, read_weightings, write_weightings = self._unflatten(states)
+        tape, reads, read_weightings, write_weightings = states[:4]
         spoken, controller_states = self._run_controller(inputs, reads, states[4:], training, noise)
-        said = self._speak(spoken, noise)
+        attend = keras.remat(self._attend) if training and keras.backend.backend() != "torch" else self._attend
+        attended = attend(self._raw_parameters(spoken, noise), tape, read_weightings, write_weightings)
+        controller_states = [ops.cast(state, self.state_dtype) for state in controller_states]
+        return self._output(spoken, attended[1]), [*attended, *controller_states]
+
+    def _attend(self, raw, tape, read_weightings, write_weightings):
+        """Addresses, writes and reads: from raw head parameters and three states to the four states that follow."""
+        said = parameters.split(raw, self.head_parameters)
         heads = {name: said[name] for name in ("key", "strength", "gate", "shifts", "gamma")}
         previous = ops.concatenate([read_weightings, write_weightings], axis=1)
         weightings = addressing.address(tape, previous, **heads)
         read_weightings, write_weightings = weightings[:, : self.read_heads], weightings[:, self.read_heads :]
         tape = memory.erase_and_add(tape, write_weightings, said["erase"], said["add"])
-        reads = memory.read(tape, read_weightings)
-        new_states = [tape, reads, read_weightings, write_weightings]
-        new_states = [ops.reshape(s, (-1, size)) for s, size in zip(new_states, self.state_size, strict=False)]
-        controller_states = [ops.cast(state, self.state_dtype) for state in controller_states]
-        details = StepDetails(said, read_weightings, write_weightings)
-        return self._output(spoken, new_states[1]), new_states + controller_states, details
-
-    def _unflatten(self, states):
-        """The first four states in their own shapes, with the batch in front."""
-        shapes = [component.shape for component in self.state_layout[:4]]
-        return [
-            ops.reshape(ops.cast(s, self.state_dtype), (-1, *shape)) for s, shape in zip(states, shapes, strict=False)
-        ]
+        return tape, memory.read(tape, read_weightings), read_weightings, write_weightings
 
     def _run_controller(self, inputs, reads, states, training, noise):
         """The controller on the input beside the vectors last read."""
@@ -228,21 +227,20 @@ class NTMCell(keras.layers.Layer):
         states = [ops.cast(state, self.compute_dtype) for state in states]
         return self.controller(ops.concatenate([inputs, reads], axis=-1), states, training)
 
-    def _speak(self, spoken, noise):
-        """The head parameters in their ranges: a dict from name to ``[batch, heads, size]``."""
+    def _raw_parameters(self, spoken, noise):
+        """What the controller says to the heads, clipped: ``[batch, parameters_width]``."""
         raw = self.parameter_projection(spoken) if self.project_controller else spoken[:, self.output_dim :]
         raw = ops.cast(raw, self.state_dtype)
         if noise.parameters is not None:
             raw = raw + ops.cast(noise.parameters, raw.dtype)
-        if self.parameter_clip is not None:
-            raw = ops.clip(raw, -self.parameter_clip, self.parameter_clip)
-        return parameters.split(raw, self.head_parameters)
+        return raw if self.parameter_clip is None else ops.clip(raw, -self.parameter_clip, self.parameter_clip)
 
     def _output(self, spoken, reads):
-        """The step's output, ``[batch, output_dim]``."""
+        """The step's output, ``[batch, output_dim]``, from ``[batch, units]`` and ``[batch, read_heads, depth]``."""
         if not self.project_controller:
             return self.activation(ops.cast(spoken[:, : self.output_dim], self.compute_dtype))
-        seen = ops.concatenate([spoken, ops.cast(reads, spoken.dtype)], axis=-1)
+        reads = ops.reshape(ops.cast(reads, spoken.dtype), (-1, self.read_heads * self.m_depth))
+        seen = ops.concatenate([spoken, reads], axis=-1)
         return self.activation(self.output_projection(seen))
 
     def get_config(self):
@@ -263,7 +261,7 @@ class NTMCell(keras.layers.Layer):
             "learn_memory": self.learn_memory,
             "learn_weightings": self.learn_weightings,
             "parameter_clip": self.parameter_clip,
-            "parameter_noise": self.parameter_noise,
+            "parameter_noise": float(self.parameter_noise),
             "dropout": self.dropout,
             "recurrent_dropout": self.recurrent_dropout,
             "seed": self.seed,

@@ -5,6 +5,7 @@ to step beside the memory (nothing lives on a layer between steps); any other la
 step. What cannot work that way is refused here, with the reason.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import keras
@@ -60,12 +61,12 @@ class LayerStage:
         """Nothing to let go of."""
 
     def __call__(self, inputs, states, training):
-        kwargs = {"training": training} if self.layer._call_has_training_arg else {}
-        return self.layer(inputs, **kwargs), []
+        """One step: ``[batch, width]`` to ``[batch, width]``, and no states."""
+        return self.layer(inputs, **_training_argument(self.layer, training)), []
 
 
 class DropoutStage(LayerStage):
-    """A `keras.layers.Dropout`: one mask for the whole sequence (Gal and Ghahramani 2016), drawn before the time loop."""
+    """A `keras.layers.Dropout`: one mask for the whole sequence (Gal and Ghahramani 2016), drawn before the loop."""
 
     mask = None
 
@@ -84,6 +85,7 @@ class DropoutStage(LayerStage):
         self.mask = None
 
     def __call__(self, inputs, states, training):
+        """One step under the mask."""
         if not training or self.layer.rate == 0:
             return inputs, []
         return inputs * ops.cast(self.mask, inputs.dtype), []
@@ -138,10 +140,10 @@ class CellStage:
             self.cell.reset_recurrent_dropout_mask()
 
     def __call__(self, inputs, states, training):
-        kwargs = {"training": training} if getattr(self.cell, "_call_has_training_arg", False) else {}
+        """One step of the cell: the output, and the new states in a flat list."""
         structured = tree.pack_sequence_as(self.cell.state_size, states)
         structured = structured if isinstance(structured, (list, tuple)) else [structured]
-        output, new_states = self.cell(inputs, list(structured), **kwargs)
+        output, new_states = self.cell(inputs, list(structured), **_training_argument(self.cell, training))
         return output, tree.flatten(new_states)
 
 
@@ -225,6 +227,10 @@ class Controller:
             )
 
 
+def _training_argument(layer, training):
+    return {"training": training} if "training" in getattr(layer, "call_signature_parameters", ()) else {}
+
+
 def _is_cell(model):
     return hasattr(model, "state_size") and callable(model)
 
@@ -235,7 +241,7 @@ def _chain(model):
         return list(model.layers)
     layers = getattr(model, "layers", [])
     try:
-        linked = all(after.input is before.output for before, after in zip(layers, layers[1:], strict=False))
+        linked = all(after.input is before.output for before, after in pairwise(layers))
         whole = bool(layers) and layers[0].output is model.inputs[0] and layers[-1].output is model.outputs[0]
     except (AttributeError, ValueError):  # Subclassed, shared or with several inputs: not a chain.
         return None
@@ -244,7 +250,7 @@ def _chain(model):
 
 def _refuse_hidden_state(layer):
     """Stops layers whose call would lose, mix or update something from step to step."""
-    for part in layer._flatten_layers():
+    for part in layer._flatten_layers():  # noqa: SLF001 - Keras has no public way to see layers inside any layer.
         if isinstance(part, keras.layers.RNN) or _is_cell(part):
             raise ValueError(
                 f"The controller {layer.name!r} holds the recurrent layer {part.name!r} inside a model that is not a "
@@ -252,7 +258,7 @@ def _refuse_hidden_state(layer):
                 "a Sequential, a list of layers, an RNN cell or StackedRNNCells."
             )
         if isinstance(part, keras.layers.BatchNormalization):
-            raise ValueError(
+            raise ValueError(  # noqa: TRY004 - the type is right; what it does cannot be done here.
                 f"The controller holds {part.name!r}: batch normalization updates its moving averages in every call, "
                 "which cannot be done inside the time loop. Use LayerNormalization."
             )

@@ -2,14 +2,16 @@
 
 Two forms, by the options given:
 
-* **The ancestor's form** (the default; ntm_keras, 2017): the controller says everything itself. Its output is the step's
-  output, before ``activation``, followed by the head parameters; `controller_input_output_shape` gives the widths.
-  ``controller_model=None`` is a single dense layer.
+* **The ancestor's form** (the default; ntm_keras, 2017): the controller says everything itself. Its output is the
+  step's output, before ``activation``, followed by the head parameters; `controller_input_output_shape` gives the
+  widths. ``controller_model=None`` is a single dense layer.
 * **The paper's form**: ``controller_units=100`` makes a hidden tanh layer of 100 units, or ``controller_model=...,
   project_controller=True`` takes any controller of any width, ``keras.layers.LSTMCell(100)`` say. The head parameters
   are a linear projection of the controller's output; the step's output is a projection of the controller's output
   beside the vectors just read; the first weightings are learned, starting from a sharp focus on slot 0.
 """
+
+import contextlib
 
 import keras
 from keras import ops
@@ -145,13 +147,14 @@ class NeuralTuringMachine(keras.layers.RNN):
             step, return_sequences=self.return_sequences, go_backwards=self.go_backwards, unroll=self.unroll
         )
         try:
-            last_output, outputs, states = loop.inner_loop(columns, states, mask=None, training=training)
+            with _weights_read_once(self.cell):
+                last_output, outputs, states = loop.inner_loop(columns, states, mask=None, training=training)
         finally:
             self.cell.controller.end()
         if self.zero_output_for_mask and mask is not None and self.return_sequences:
             ordered = ops.flip(mask, axis=1) if self.go_backwards else mask
             outputs = outputs * ops.cast(ordered, outputs.dtype)[:, :, None]
-        return last_output, outputs, list(states)[: len(initial_state)]
+        return last_output, outputs, self.cell.flatten(list(states)[: len(initial_state)])
 
     def _draw_noise(self, sequences, training):
         """The dropout masks of one sequence, and those of the controller's cells, drawn before the time loop."""
@@ -170,7 +173,8 @@ class NeuralTuringMachine(keras.layers.RNN):
     def _draw_parameter_noise(self, sequences, training):
         """Noise for the head parameters of every step, ``[batch, time, width]``, or None."""
         cell = self.cell
-        if not training or not cell.parameter_noise:
+        # A schedule may hold the deviation in a variable, which has no truth value inside a graph.
+        if not training or (isinstance(cell.parameter_noise, (int, float)) and not cell.parameter_noise):
             return None
         shape = (*ops.shape(sequences)[:2], cell.parameters_width)
         return keras.random.normal(shape, stddev=cell.parameter_noise, dtype=cell.state_dtype, seed=cell.seed_generator)
@@ -184,7 +188,8 @@ class NeuralTuringMachine(keras.layers.RNN):
         expected = self.states[0].shape[0] if self.stateful and self.states is not None else None
         if expected is not None and sequences.shape[0] not in (None, expected):
             raise ValueError(
-                f"This layer is stateful, with states for {expected} sequences; received a batch of {sequences.shape[0]}"
+                f"This layer is stateful, with states for a batch of {expected}; received a batch of "
+                f"{sequences.shape[0]}"
             )
 
     def reset_state(self):
@@ -205,6 +210,17 @@ class NeuralTuringMachine(keras.layers.RNN):
         """The layer again, its controller included."""
         controller = keras.saving.deserialize_keras_object(config["controller_model"], custom_objects=custom_objects)
         return cls(**{**config, "controller_model": controller})
+
+
+def _weights_read_once(cell):
+    """A scope in which the cell's weights are tensors read before the time loop.
+
+    TensorFlow would otherwise read each variable in each step, and keep a copy of every weight for every step until the
+    backward pass: 0.25 MB a step for an LSTM of 100. The other backends read once by themselves.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    return keras.StatelessScope(state_mapping=[(weight, ops.copy(weight)) for weight in cell.weights])
 
 
 class _Step:
@@ -230,9 +246,13 @@ class _Step:
         return ops.concatenate([ops.cast(part, self.cell.state_dtype) for part in parts], axis=-1)
 
     def begin(self, states, batch_size):
-        """The states of the loop: the cell's, and where there is a mask the last output."""
+        """The states of the loop: the cell's, and where there is a mask the last output.
+
+        In the loop they have their own shapes (a flat memory would keep XLA from vectorising its gradient).
+        """
+        states = self.cell.unflatten(states)
         if not self.masked:
-            return list(states)
+            return states
         return [*states, ops.zeros((batch_size, self.cell.output_dim), dtype=self.cell.compute_dtype)]
 
     def __call__(self, columns, states):
@@ -242,11 +262,14 @@ class _Step:
         noise_columns = rest[:, 1:] if self.masked else rest
         noise = self.noise._replace(parameters=noise_columns) if noise_columns.shape[-1] else self.noise
         old = states[: len(self.cell.state_size)]
-        output, new = self.cell(inputs, old, training=self.training, noise=noise)
+        output, new = self.cell.step(inputs, old, training=self.training, noise=noise)
         if not self.masked:
             return output, new
-        valid = rest[:, :1] > 0.5
-        kept = [ops.where(valid, after, before) for after, before in zip([*new, output], states, strict=True)]
+        valid = rest[:, 0] > 0.5
+        kept = [
+            ops.where(ops.reshape(valid, (-1, *[1] * (len(after.shape) - 1))), after, before)
+            for after, before in zip([*new, output], states, strict=True)
+        ]
         return kept[-1], kept
 
     call = __call__

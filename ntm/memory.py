@@ -13,7 +13,8 @@ def read(memory, weighting):
     Returns:
         ``[batch, heads, depth]``.
     """
-    return ops.matmul(weighting, ops.transpose(memory, (0, 2, 1)))
+    # The small tensor is transposed, never the memory.
+    return ops.transpose(ops.matmul(memory, ops.transpose(weighting, (0, 2, 1))), (0, 2, 1))
 
 
 def erase_and_add(memory, weighting, erase, add):
@@ -28,11 +29,8 @@ def erase_and_add(memory, weighting, erase, add):
     Returns:
         ``[batch, depth, slots]``.
     """
-    heads = [
-        (weighting[:, head, None, :], erase[:, head, :, None], add[:, head, :, None]) for head in range(erase.shape[1])
-    ]
-    for focus, erased, _ in heads:
-        memory = memory * (1.0 - focus * erased)
-    for focus, _, added in heads:
-        memory = memory + focus * added
-    return memory
+    # Matrix products, though the inner dimension is one: their gradients are products too, where those of a broadcast
+    # multiplication are sums that compilers do not vectorise.
+    for head in range(erase.shape[1]):
+        memory = memory * (1.0 - ops.matmul(erase[:, head, :, None], weighting[:, head, None, :]))
+    return memory + ops.matmul(ops.transpose(add, (0, 2, 1)), weighting)
