@@ -179,7 +179,7 @@ class Link:
             probe: list[tuple[Argument, ...]] = [("PING",)]
             if self._barrier is not None and self._barrier.durability.aof:
                 probe.append(("WAITAOF", 1, 0, 1))
-            await connection.send_packed_command(connection.pack_commands(probe), check_health=False)
+            await connection.send_packed_command(_pack(probe), check_health=False)
             for _ in probe:
                 await connection.read_response()
         except BaseException:
@@ -196,7 +196,7 @@ class Link:
         try:
             async with asyncio.timeout(self._timeout):
                 barrier = self._barrier.commands() if self._barrier is not None else []
-                packed = connection.pack_commands([*commands, *barrier])
+                packed = _pack([*commands, *barrier])
                 await connection.send_packed_command(packed, check_health=False)
                 for _ in commands:
                     replies.append(await _read(connection))  # noqa: PERF401 - those that came count, where one fails
@@ -253,6 +253,17 @@ class Link:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)
+
+
+def _pack(commands: Sequence[Sequence[Argument]]) -> bytes:
+    """Commands in the server's protocol, arrays of bulk strings; several times cheaper than the library does it."""
+    parts: list[bytes] = []
+    for command in commands:
+        parts.append(b"*%d\r\n" % len(command))
+        for argument in command:
+            data = argument if isinstance(argument, bytes) else str(argument).encode()
+            parts += (b"$%d\r\n" % len(data), data, b"\r\n")
+    return b"".join(parts)
 
 
 async def _read(connection: AbstractConnection) -> object:
