@@ -296,6 +296,7 @@ class Session:
         """Deletes the session. Steps of it that have no outcome yet fail. Safe to call twice."""
         if self._line.closed:
             return
+        self._connection.threads.check_process()
         self._connection.threads.close_line(self._line, f"session {self.session_id!r} is closed")
         self._connection.invoke(calls.delete_session(self.session_id), timeout)
 

@@ -46,7 +46,9 @@ class Connection:
 
         Raises:
             GatewayError: it failed.
+            RuntimeError: this process was forked off from the one that made the client.
         """
+        self.threads.check_process()
         deadline = self.deadline(timeout)
         method = self._channel.unary_unary(call.path, type(call.request).SerializeToString, call.response.FromString)
         attempt = 0
@@ -75,6 +77,8 @@ def _open_channel(target: str, options: ClientOptions) -> grpc.Channel:
 
 
 def _shut_down(channel: grpc.Channel, threads: StepThreads, closed: threading.Event) -> None:
+    if threads.forked:  # it is the other process's to close
+        return
     closed.set()
     threads.close("the client is closed")
     channel.close()

@@ -30,6 +30,7 @@ class Group:
 
     def run(self, steps: Sequence[Step], threads: StepThreads) -> None:
         """Sends the steps and returns once all have their outcome. Interrupted, it gives up those that have none."""
+        threads.check_process()
         try:
             threads.submit(steps)
             self._all.wait()

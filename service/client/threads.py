@@ -54,11 +54,24 @@ class StepThreads:
         Raises:
             RuntimeError: this process was forked off from the one that made the client.
         """
-        if os.getpid() != self._pid:
-            raise RuntimeError("a client does not survive fork(): make one in each process, after forking")
+        self.check_process()
         with self._turn() as pipeline:
             for step in steps:
                 pipeline.submit(step)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in another process: its threads are gone, and its lock may be held for ever."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Refuses to work where nothing can.
+
+        Raises:
+            RuntimeError: this process was forked off from the one that made the client.
+        """
+        if self.forked:
+            raise RuntimeError("a client does not survive fork(): make one in each process, after forking")
 
     def cancel(self, steps: Sequence[Step]) -> None:
         """Gives up those of the steps that have no outcome yet."""
