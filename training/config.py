@@ -1,0 +1,181 @@
+"""What a run is: frozen values, checked before anything is trained, and written beside the run as JSON."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from training.tasks import TASKS, Task, make_task
+
+MODELS = ("ntm", "ntm-lstm", "lstm")
+
+
+# Fields of `Recipe` with the same range.
+_COUNTS = ("batch_size", "search_steps", "settle_steps", "attempts", "chunk", "validate_every", "validation_size")
+_COUNTS += ("faultless_validations",)
+_POSITIVE = ("learning_rate", "settle_rate", "epsilon", "clip_norm", "settle_clip_norm", "learned_below")
+
+
+class ConfigError(ValueError):
+    """An option is out of range; the text says which, what was expected and what came."""
+
+
+def _expect(holds: bool, name: str, expected: str, received: object) -> None:
+    if not holds:
+        raise ConfigError(f"{name} should be {expected}; received {received!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        kind: "ntm" (a hidden tanh layer as the controller), "ntm-lstm" or "lstm" (the baseline, no memory).
+        units: of the controller, or of each layer of the baseline.
+        layers: of the baseline.
+        n_slots: of the memory.
+        m_depth: values in a slot.
+        shift_range: shifts a head chooses from.
+        heads: read heads, and as many write heads.
+    """
+
+    kind: str = "ntm"
+    units: int = 100
+    layers: int = 3
+    n_slots: int = 128
+    m_depth: int = 20
+    shift_range: int = 3
+    heads: int = 1
+
+    def __post_init__(self) -> None:
+        _expect(self.kind in MODELS, "model kind", f"one of {', '.join(MODELS)}", self.kind)
+        for name in ("units", "layers", "n_slots", "m_depth", "shift_range", "heads"):
+            _expect(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
+        _expect(self.shift_range <= self.n_slots, "shift_range", "at most n_slots", self.shift_range)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained: a search at a high rate, and once the task is learned, settling at a falling one.
+
+    Attributes:
+        batch_size: sequences in an update.
+        training_slots: slots of the memory while training; None for the model's own. No weight depends on them, and in
+            a memory that is barely large enough a network has to learn not to overwrite what it still needs.
+        learning_rate: Adam's, in the search.
+        beta_2: Adam's.
+        epsilon: Adam's. A large one keeps updates small when gradients are.
+        clip_norm: of the global norm of the gradient, in the search.
+        learned_below: the search ends when the mean loss of ``chunk`` steps, in nats a bit, is below this.
+        search_steps: an attempt that has not learned by then is given up.
+        settle_steps: over which the rate falls, once learned.
+        settle_rate: the rate at which settling begins; it ends at a twentieth of that.
+        settle_clip_norm: the global norm while settling.
+        settle_noise: deviation of the noise on the NTM's head parameters in the first three fifths of settling: it
+            pushes gates and shifts to their ends, so that the focus does not drift in long sequences.
+        average: decay of the running average of the weights, which is what is measured and kept.
+        attempts: networks that may be started, each from other random weights.
+        chunk: updates between two looks at the loss.
+        validate_every: updates between two validations while settling.
+        validation_size: sequences in a validation.
+        faultless_validations: the run is solved when so many validations in a row had no wrong bit, with
+            the noise off.
+        curriculum: True: the sizes drawn grow with the success; False: the whole range from the start.
+    """
+
+    batch_size: int = 4
+    training_slots: int | None = 22
+    learning_rate: float = 4e-3
+    beta_2: float = 0.99
+    epsilon: float = 1e-3
+    clip_norm: float = 10.0
+    learned_below: float = 0.03
+    search_steps: int = 600
+    settle_steps: int = 800
+    settle_rate: float = 1e-3
+    settle_clip_norm: float = 1.0
+    settle_noise: float = 0.3
+    average: float = 0.99
+    attempts: int = 10
+    chunk: int = 50
+    validate_every: int = 100
+    validation_size: int = 192
+    faultless_validations: int = 3
+    curriculum: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            _expect(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
+        for name in _POSITIVE:
+            _expect(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+        for name in ("beta_2", "average"):
+            _expect(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        _expect(self.settle_noise >= 0, "settle_noise", "at least 0", self.settle_noise)
+        _expect(self.validate_every % self.chunk == 0, "validate_every", "a multiple of chunk", self.validate_every)
+        if self.training_slots is not None:
+            _expect(self.training_slots >= 2, "training_slots", "at least 2", self.training_slots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: a task, a network, a recipe and a seed.
+
+    Attributes:
+        task: a name out of `training.tasks.TASKS`.
+        task_options: fields of the task that differ from its defaults.
+        model: the network.
+        recipe: how it is trained.
+        seed: of the weights, the data and the noise.
+    """
+
+    task: str = "copy"
+    task_options: dict[str, Any] = field(default_factory=dict)
+    model: ModelConfig = ModelConfig()
+    recipe: Recipe = Recipe()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _expect(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
+        _expect(0 <= self.seed < 2**31, "seed", "between 0 and 2**31 - 1", self.seed)
+        known = {f.name for f in dataclasses.fields(TASKS[self.task])}
+        unknown = sorted(set(self.task_options) - known)
+        _expect(not unknown, f"options of the task {self.task}", f"out of {sorted(known)}", unknown)
+
+    def make_task(self) -> Task:
+        """The task, with its options."""
+        return make_task(self.task, **self.task_options)
+
+    def to_json(self) -> str:
+        """Everything, so that `from_json` gives an equal value."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "RunConfig":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ConfigError: it is not such a text, or a value is out of range.
+        """
+        try:
+            values = json.loads(text)
+            model, recipe = ModelConfig(**values.pop("model")), Recipe(**values.pop("recipe"))
+            return cls(**values, model=model, recipe=recipe)
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"expected the configuration of a run as JSON; {error}") from error
+
+    def save(self, run_dir: Path) -> None:
+        """Writes ``config.json`` into the run's directory."""
+        (run_dir / "config.json").write_text(self.to_json())
+
+    @classmethod
+    def load(cls, run_dir: Path) -> "RunConfig":
+        """Reads ``config.json`` of a run.
+
+        Raises:
+            ConfigError: the directory holds no run, or not a readable one.
+        """
+        path = run_dir / "config.json"
+        if not path.is_file():
+            raise ConfigError(f"expected the directory of a run, with a config.json in it; received {run_dir}")
+        return cls.from_json(path.read_text())

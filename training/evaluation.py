@@ -1,0 +1,91 @@
+"""How well a model answers: wrong bits and bits of loss, sequence by sequence."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from training.models import logits_model
+from training.tasks import Batch, Task
+
+if keras.backend.backend() == "tensorflow":
+    import tensorflow as tf
+
+# Sequences in one call: more do not run faster, and take more memory.
+_SLICE = 64
+
+
+class Answers(NamedTuple):
+    """One entry for each sequence.
+
+    Attributes:
+        wrong_bits: bits that were wrong where the mask asks for them.
+        loss_bits: loss of the sequence, in bits.
+        asked_bits: bits that were asked for.
+    """
+
+    wrong_bits: npt.NDArray[np.float64]
+    loss_bits: npt.NDArray[np.float64]
+    asked_bits: npt.NDArray[np.float64]
+
+
+class Row(NamedTuple):
+    """One line of the table of results, over sequences of one size."""
+
+    size: tuple[int, ...]
+    sequences: int
+    asked_bits: float
+    wrong_bits: float
+    median_wrong_bits: float
+    loss_bits: float
+    exact: float
+
+
+class Evaluator:
+    """Runs a model without noise.
+
+    Args:
+        model: from sequences to probabilities.
+    """
+
+    def __init__(self, model: keras.Sequential) -> None:
+        self.model = model
+        logits = logits_model(model)
+        self._predict = lambda inputs: logits(inputs, training=False)
+        if keras.backend.backend() == "tensorflow":
+            self._predict = tf.function(self._predict, jit_compile=True)
+
+    def answer(self, batch: Batch) -> Answers:
+        """The model's answers to a batch, counted."""
+        parts = [self._count(Batch(*(a[i : i + _SLICE] for a in batch))) for i in range(0, len(batch.mask), _SLICE)]
+        return Answers(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+    def table(self, task: Task, *, sequences: int, seed: int) -> list[Row]:
+        """The table of `Task.sizes`, each over as many fresh sequences."""
+        return [self.row(task, size, sequences=sequences, seed=seed) for size in task.sizes()]
+
+    def row(self, task: Task, size: tuple[int, ...], *, sequences: int, seed: int) -> Row:
+        """One line of the table."""
+        generator = np.random.default_rng([seed, *size])
+        found = self.answer(task.test_batch(generator, sequences, size))
+        return Row(
+            size,
+            sequences,
+            float(found.asked_bits.mean()),
+            float(found.wrong_bits.mean()),
+            float(np.median(found.wrong_bits)),
+            float(found.loss_bits.mean()),
+            float((found.wrong_bits == 0).mean()),
+        )
+
+    def _count(self, batch: Batch) -> Answers:
+        """`answer` for few sequences; a smaller last slice is filled up, so that one shape is compiled."""
+        rows = len(batch.mask)
+        inputs = np.zeros((_SLICE, *batch.inputs.shape[1:]), np.float32)
+        inputs[:rows] = batch.inputs
+        logits: Any = np.asarray(keras.ops.convert_to_numpy(self._predict(inputs)), np.float64)[:rows]
+        asked = np.broadcast_to(batch.mask[..., None], batch.targets.shape)
+        loss = np.logaddexp(0.0, np.where(batch.targets > 0.5, -logits, logits)) / np.log(2.0)
+        wrong = (logits > 0) != (batch.targets > 0.5)
+        return Answers(*((values * asked).sum((1, 2)) for values in (wrong, loss, np.ones_like(loss))))

@@ -1,0 +1,61 @@
+"""The networks that are compared: the NTM with a dense or an LSTM controller, and the stacked LSTM."""
+
+import keras
+
+from ntm import NeuralTuringMachine
+from training.config import ModelConfig
+
+
+def build_model(
+    config: ModelConfig, input_dim: int, output_dim: int, *, seed: int, slots: int | None = None, noise: object = 0.0
+) -> keras.Sequential:
+    """A model from sequences ``[batch, time, input_dim]`` to probabilities ``[batch, time, output_dim]``.
+
+    Its last layer is the sigmoid; `logits_model` is the same without it.
+
+    Args:
+        config: which network.
+        input_dim: values in an input step.
+        output_dim: bits in an output step.
+        seed: of the initial weights and the noise.
+        slots: of the memory, if not the configured number. The weights fit any number of slots.
+        noise: deviation of the noise on the head parameters in training: a number or a `keras.Variable`.
+    """
+    keras.utils.set_random_seed(seed)
+    if config.kind == "lstm":
+        hidden = [keras.layers.LSTM(config.units, return_sequences=True) for _ in range(config.layers)]
+        body = [*hidden, keras.layers.Dense(output_dim, name="output")]
+    else:
+        body = [_ntm(config, output_dim, seed, slots or config.n_slots, noise)]
+    return keras.Sequential([keras.Input((None, input_dim)), *body, keras.layers.Activation("sigmoid")])
+
+
+def logits_model(model: keras.Sequential) -> keras.Sequential:
+    """The model without its sigmoid; it shares the layers."""
+    return keras.Sequential([keras.Input(model.input_shape[1:]), *model.layers[:-1]])
+
+
+def _ntm(config: ModelConfig, output_dim: int, seed: int, slots: int, noise: object) -> NeuralTuringMachine:
+    """The paper's form of the layer. The first weightings are not learned: they stand on slot 0."""
+    controller = (
+        {"controller_units": config.units}
+        if config.kind == "ntm"
+        else {"controller_model": keras.layers.LSTMCell(config.units), "project_controller": True}
+    )
+    layer = NeuralTuringMachine(
+        output_dim,
+        n_slots=slots,
+        m_depth=config.m_depth,
+        shift_range=config.shift_range,
+        read_heads=config.heads,
+        write_heads=config.heads,
+        activation="linear",
+        learn_weightings=False,
+        return_sequences=True,
+        seed=seed,
+        name="ntm",
+        **controller,
+    )
+    # Set here and not given above, because a schedule passes a variable.
+    layer.cell.parameter_noise = noise
+    return layer

@@ -1,0 +1,82 @@
+"""Copy (Graves et al. 2014, section 4.1): after the delimiter, give back the vectors seen before it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.tasks.base import Batch, FloatArray, Generator, stack
+
+
+@dataclass(frozen=True)
+class CopyTask:
+    """Start flag, random vectors, end flag, and then as many steps of recall as there were vectors.
+
+    A step has ``bits + 2`` inputs: the vector, the start flag and the end flag. Each flag is up for one step alone.
+
+    Attributes:
+        bits: width of a vector.
+        min_length: shortest training sequence.
+        max_length: longest training sequence.
+        blank: the share of *training* vectors replaced by zeros. Such a vector looks like a step of recall, and only
+            one random vector in 256 is blank, so that without this a network learns late to tell the two apart.
+    """
+
+    bits: int = 8
+    min_length: int = 1
+    max_length: int = 20
+    blank: float = 0.1
+
+    @property
+    def input_dim(self) -> int:
+        """The vector and two flags."""
+        return self.bits + 2
+
+    @property
+    def output_dim(self) -> int:
+        """The vector."""
+        return self.bits
+
+    @property
+    def max_time(self) -> int:
+        """Two flags, and the vectors twice."""
+        return 2 * self.max_length + 2
+
+    def training_batch(self, generator: Generator, batch_size: int, difficulty: float = 1.0) -> Batch:
+        """Lengths drawn evenly from ``min_length`` to ``max_length`` (scaled by ``difficulty``)."""
+        longest = max(self.min_length, round(self.max_length * difficulty))
+        lengths = generator.integers(self.min_length, longest + 1, batch_size)
+        return stack([self._sequence(self._vectors(generator, n, self.blank)) for n in lengths], self.max_time)
+
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        """Lengths, to six times the trained one."""
+        return tuple((length,) for length in (5, 10, 20, 40, 60, 80, 120))
+
+    def test_batch(self, generator: Generator, batch_size: int, size: tuple[int, ...]) -> Batch:
+        """Evenly random bits, nothing blanked."""
+        return stack([self._sequence(self._vectors(generator, size[0], 0.0)) for _ in range(batch_size)])
+
+    def validation_batch(self, generator: Generator, batch_size: int) -> Batch:
+        """Lengths to six times the trained one; every other sequence has vectors blanked, which is the hard case."""
+        lengths = np.linspace(self.min_length, 6 * self.max_length, batch_size).round().astype(int)
+        blank = [self.blank * (row % 2) for row in range(batch_size)]
+        rows = [self._sequence(self._vectors(generator, n, b)) for n, b in zip(lengths, blank, strict=True)]
+        return stack(rows, 12 * self.max_length + 2)
+
+    def _vectors(self, generator: Generator, length: int, blank: float) -> FloatArray:
+        """``[length, bits]``."""
+        bits = generator.random((length, self.bits)) < 0.5
+        kept = generator.random((length, 1)) >= blank
+        return (bits & kept).astype(np.float32)
+
+    def _sequence(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Inputs, targets and mask of one sequence."""
+        length = len(vectors)
+        inputs = np.zeros((2 * length + 2, self.input_dim), np.float32)
+        inputs[0, self.bits] = 1.0
+        inputs[1 : length + 1, : self.bits] = vectors
+        inputs[length + 1, self.bits + 1] = 1.0
+        targets = np.zeros((2 * length + 2, self.bits), np.float32)
+        targets[length + 2 :] = vectors
+        mask = np.zeros(2 * length + 2, np.float32)
+        mask[length + 2 :] = 1.0
+        return inputs, targets, mask
