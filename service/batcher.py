@@ -18,6 +18,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -120,9 +121,17 @@ class _Item:
     def left(self) -> int:
         return len(self.inputs) - self.taken
 
-    def fail(self, error: ServiceError) -> None:
+    def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class _Ran(NamedTuple):
+    """A batch that was run: its items, and what came of it, one of the two."""
+
+    items: Sequence[_Item]
+    result: StepBatchResult | None
+    error: ServiceError | None
 
 
 class _Lane:
@@ -162,13 +171,57 @@ class _Lane:
             item.fail(ExecutorUnavailable("the gateway closed before the step could run"))
 
     async def _work(self) -> None:
-        while True:
-            await self._filled.wait()
-            batch = self._form()
-            if not self.queued:
-                self._filled.clear()
-            if batch:
-                await self._run(batch)
+        """Forms a batch and runs it, over and over; hands out the results of one while the next one runs."""
+        ran: _Ran | None = None
+        try:
+            while True:
+                items = self._form()
+                if not self.queued:
+                    self._filled.clear()
+                call = asyncio.create_task(self._call(items)) if items else None
+                if call is not None:
+                    await asyncio.sleep(0)  # the call reaches the executor, which works from here on
+                if ran is not None:
+                    handed, ran = ran, None
+                    await self._hand_out(handed)
+                if call is None:
+                    await self._filled.wait()
+                else:
+                    ran = await _settled(call)
+        finally:
+            if ran is not None:
+                await self._hand_out(ran)
+
+    async def _call(self, items: Sequence[_Item]) -> _Ran:
+        """Runs one slice of each item; what goes wrong is part of what it returns."""
+        try:
+            return _Ran(items, await self._execute(items), None)
+        except ServiceError as error:
+            return _Ran(items, None, error)
+        except asyncio.CancelledError:
+            return _Ran(items, None, ExecutorUnavailable("the gateway closed while the step ran"))
+        except Exception as error:  # noqa: BLE001 - a worker that died would leave its lane hanging for good
+            _log.exception("executor failed on %s", self._version.key)
+            return _Ran(items, None, BadModelOutput(f"the model failed: {type(error).__name__}"))
+
+    async def _hand_out(self, ran: _Ran) -> None:
+        """Resolves the items that are through, queues the others again, and fails what has to fail."""
+        if isinstance(ran.error, BadModelOutput) and len(ran.items) > 1:
+            # One item fails, not its batch: the halves are run again, down to single items.
+            middle = len(ran.items) // 2
+            for half in (ran.items[:middle], ran.items[middle:]):
+                await self._hand_out(await self._call(half))
+            return
+        if ran.result is None:
+            for item in ran.items:
+                item.fail(ran.error or AssertionError("no result and no error"))
+            return
+        bad = _bad_rows(ran.result, len(ran.items))
+        for row, item in enumerate(ran.items):
+            if bad is not None and bad[row]:
+                item.fail(BadModelOutput("the model answered NaN or Inf for this step"))
+            elif not item.future.done():
+                self._advance(item, ran.result, row)
 
     def _form(self) -> list[_Item]:
         """Takes the next batch off the queues, and gives each of its items its turn; it may be empty."""
@@ -200,41 +253,6 @@ class _Lane:
                 continue
             taken.append(item)
         return taken
-
-    async def _run(self, items: Sequence[_Item]) -> None:
-        """Runs one slice of each item; resolves those that are through and queues the others again."""
-        try:
-            result = await self._execute(items)
-        except BadModelOutput as error:
-            await self._isolate(items, error)
-            return
-        except ServiceError as error:
-            for item in items:
-                item.fail(error)
-            return
-        except asyncio.CancelledError:
-            for item in items:
-                item.fail(ExecutorUnavailable("the gateway closed while the step ran"))
-            raise
-        except Exception as error:  # noqa: BLE001 - a worker that died would leave its lane hanging for good
-            _log.exception("executor failed on %s", self._version.key)
-            await self._isolate(items, BadModelOutput(f"the model failed: {type(error).__name__}"))
-            return
-        bad = _bad_rows(result, len(items))
-        for row, item in enumerate(items):
-            if bad is not None and bad[row]:
-                item.fail(BadModelOutput("the model answered NaN or Inf for this step"))
-            elif not item.future.done():
-                self._advance(item, result, row)
-
-    async def _isolate(self, items: Sequence[_Item], error: ServiceError) -> None:
-        """Fails the item that a batch failed for: runs its halves, down to single items."""
-        if len(items) == 1:
-            items[0].fail(error)
-            return
-        middle = len(items) // 2
-        await self._run(items[:middle])
-        await self._run(items[middle:])
 
     async def _execute(self, items: Sequence[_Item]) -> StepBatchResult:
         batch = self._gather(items)
@@ -280,6 +298,18 @@ class _Lane:
             return
         outputs = item.outputs[0] if len(item.outputs) == 1 else np.concatenate(item.outputs)
         item.future.set_result((outputs, item.state))
+
+
+async def _settled(call: asyncio.Task[_Ran]) -> _Ran:
+    """What a call gives; if the waiting for it is cancelled, so is the call, and what it gives then is handed out."""
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        call.cancel()
+        ran = await call
+        for item in ran.items:
+            item.fail(ran.error or ExecutorUnavailable("the gateway closed while the step ran"))
+        raise
 
 
 def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResult) -> None:
