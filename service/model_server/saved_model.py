@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import config_pb2, saved_model_pb2
 
 # Session.run() converts and checks what it is fed in Python; the call below it hands arrays to the runtime as they
@@ -141,7 +142,7 @@ def warmup_requests(path: Path) -> list[Any]:
                 )
     except tf.errors.OpError as error:
         raise ServingError(code_of(error.error_code), error.message) from error
-    except ValueError as error:
+    except DecodeError as error:
         raise ServingError(grpc.StatusCode.DATA_LOSS, f"Failed to parse warmup record {len(logs)} of {file}") from error
     return logs
 
@@ -175,7 +176,7 @@ def _load_error(path: Path, error: Exception) -> ServingError:
         return not_found(f"Could not find SavedModel .pb or .pbtxt at supplied export directory path: {path}")
     try:
         saved_model = saved_model_pb2.SavedModel.FromString(proto.read_bytes()) if proto.is_file() else None
-    except Exception:  # noqa: BLE001 - protobuf raises an exception class of its own in each implementation
+    except DecodeError:
         return ServingError(grpc.StatusCode.DATA_LOSS, f"Can't parse {proto} as binary proto")
     if saved_model is not None and not any(set(_TAGS) == set(g.meta_info_def.tags) for g in saved_model.meta_graphs):
         return not_found(

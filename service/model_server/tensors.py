@@ -73,6 +73,8 @@ def from_proto(proto: Any) -> Array:
     if proto.tensor_content:
         if len(proto.tensor_content) != count * typed.dtype.itemsize:
             raise TensorError(f"{len(proto.tensor_content)} bytes for {count} elements of {typed.dtype}")
+        if proto.dtype == types_pb2.DT_BOOL and max(proto.tensor_content) > 1:
+            raise TensorError("a bool is neither 0 nor 1")
         return np.frombuffer(proto.tensor_content, typed.dtype).reshape(shape)
     return _values(proto, typed, count).reshape(shape)
 

@@ -47,7 +47,7 @@ def start_model_server(model_dir: Path, scratch: Path, *options: str, port: int 
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         wait_until(lambda: port_file.exists() or process.poll() is not None, START_LIMIT)
-        assert port_file.exists(), f"the model server did not start: {log.read_text()}"
+        assert port_file.exists(), f"did not start, exit status {process.wait()}: {log.read_text()}"
         return ModelServer(process, int(port_file.read_text()), log)
     except BaseException:
         process.kill()
