@@ -4,5 +4,7 @@ from ntm.cell import NTMCell
 from ntm.layer import NeuralTuringMachine
 from ntm.loading import load
 from ntm.parameters import controller_input_output_shape
+from ntm.plotting import plot_trace
+from ntm.tracing import Trace, trace
 
-__all__ = ["NeuralTuringMachine", "NTMCell", "controller_input_output_shape", "load"]
+__all__ = ["NeuralTuringMachine", "NTMCell", "controller_input_output_shape", "load", "trace", "plot_trace", "Trace"]

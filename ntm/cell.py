@@ -196,14 +196,32 @@ class NTMCell(keras.layers.Layer):
         return [ops.reshape(state, (-1, size)) for state, size in zip(states, self.state_size, strict=True)]
 
     def step(self, inputs, states, *, training=False, noise=None):
-        """`call` on states in their own shapes. Returns also the `StepDetails` of what the heads did."""
+        """`call` on states in their own shapes (see `unflatten`)."""
         noise = noise or StepNoise()
-        tape, reads, read_weightings, write_weightings = states[:4]
-        spoken, controller_states = self._run_controller(inputs, reads, states[4:], training, noise)
+        spoken, raw, controller_states = self.consult(inputs, states, training=training, noise=noise)
+        # In training, keep only what goes in, and compute the rest again in the backward pass: the memory is by far the
+        # largest thing that would be kept for each step. PyTorch runs eagerly, where computing twice costs more.
         attend = keras.remat(self._attend) if training and keras.backend.backend() != "torch" else self._attend
-        attended = attend(self._raw_parameters(spoken, noise), tape, read_weightings, write_weightings)
-        controller_states = [ops.cast(state, self.state_dtype) for state in controller_states]
+        attended = attend(raw, states[0], states[2], states[3])
         return self._output(spoken, attended[1]), [*attended, *controller_states]
+
+    def consult(self, inputs, states, *, training=False, noise=None):
+        """Runs the controller for one step.
+
+        Args:
+            inputs: ``[batch, input_dim]``.
+            states: in their own shapes.
+            training: as in `call`.
+            noise: as in `call`.
+
+        Returns:
+            The controller's output ``[batch, units]``; the raw head parameters ``[batch, parameters_width]``, which
+            `ntm.parameters.split` takes apart with the table ``head_parameters``; the controller's new states.
+        """
+        noise = noise or StepNoise()
+        spoken, controller_states = self._run_controller(inputs, states[1], states[4:], training, noise)
+        controller_states = [ops.cast(state, self.state_dtype) for state in controller_states]
+        return spoken, self._raw_parameters(spoken, noise), controller_states
 
     def _attend(self, raw, tape, read_weightings, write_weightings):
         """Addresses, writes and reads: from raw head parameters and three states to the four states that follow."""
