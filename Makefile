@@ -30,6 +30,15 @@ demo: $(READY) ## the main job: train, export, serve, step, show (SEED=0)
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest
 
+test-backends: ## the layer on TensorFlow, JAX and PyTorch, in an environment of its own
+	PYTHON=$(PYTHON) scripts/test_backends.sh
+
+test-chaos: $(READY) ## real processes under a schedule of faults, a minute of it (CHAOS="--minutes 10 --sessions 200")
+	$(BIN)/python tests/chaos/run.py $(CHAOS)
+
+test-mutants: $(READY) ## break each rule of exactly-once on purpose: a test has to notice
+	$(BIN)/python tests/mutants/run.py
+
 lint: $(READY) ## ruff, mypy, import-linter, and the generated code against its protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

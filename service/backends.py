@@ -24,7 +24,12 @@ def make_executor(settings: Settings) -> Executor:
 
     if settings.model_dir is None:
         raise AssertionError("settings have a model directory or a model server")
-    return EmbeddedExecutor(settings.model_dir, max_batch_size=settings.max_batch_size, compile=settings.xla)
+    return EmbeddedExecutor(
+        settings.model_dir,
+        max_batch_size=settings.max_batch_size,
+        max_steps=settings.max_steps_per_turn,
+        compile=settings.xla,
+    )
 
 
 def make_store(settings: Settings) -> SessionStore:
