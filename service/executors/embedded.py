@@ -1,0 +1,235 @@
+"""Runs models in this process, on TensorFlow: every version of every model in a directory."""
+
+import asyncio
+import functools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import numpy as np
+
+from service.errors import ExecutorUnavailable, ModelLoadError, ModelVersionUnavailable
+from service.executors.compiler import Compiler
+from service.executors.model_directory import Found, find_versions
+from service.executors.saved_model import SavedModel
+from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey
+
+_log = logging.getLogger(__name__)
+
+# The rows of one run: past that the states of a batch leave the core's cache, and a step costs more.
+_RUN_ROWS = 64
+# A batch of less than that, in rows x time steps, is not worth a second thread.
+_SPLIT_CELLS = 1024
+_LEAST_ROWS = 16
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class EmbeddedExecutor:
+    """Loads every version under a directory, and goes on looking for new ones.
+
+    Steps are served from the plain graph at once. Batch shapes are compiled with XLA in the background; each batch runs
+    compiled as soon as its shape is. Rows are padded to a power of two, time steps to ``max_steps``: the time loop ends
+    with the longest row, so padding in time costs next to nothing and one compile serves every length.
+
+    Args:
+        model_dir: Holds ``MODEL/VERSION/saved_model.pb``.
+        max_batch_size: The most rows of a batch, for the shapes that are compiled ahead.
+        max_steps: The most time steps of a batch, likewise. A longer one is padded to a power of two times that.
+        compile: Whether to compile at all.
+        poll_interval: Seconds between two looks at the directory.
+        threads: Runs side by side, each on a core; None for one for each core that this process may use.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        max_batch_size: int = 64,
+        max_steps: int = 16,
+        compile: bool = True,  # noqa: A002 - as Keras calls it
+        poll_interval: float = 1.0,
+        threads: int | None = None,
+    ) -> None:
+        self._model_dir = model_dir
+        self._max_batch_size = max_batch_size
+        self._max_steps = max_steps
+        self._poll_interval = poll_interval
+        self._threads = threads or available_cores()
+        self._compiler = Compiler() if compile else None
+        self._models: dict[VersionKey, SavedModel] = {}
+        self._versions: dict[VersionKey, ModelVersion] = {}
+        self._stamps: dict[VersionKey, Found] = {}
+        self._runners = ThreadPoolExecutor(self._threads, thread_name_prefix="runner")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._watcher: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def max_in_flight(self) -> int:
+        """Two: while one batch runs, the next is gathered and handed over."""
+        return 2
+
+    async def start(self) -> None:
+        """Loads every version, and begins to watch the directory.
+
+        Raises:
+            ModelLoadError: there is no model, or one of which no version can be loaded.
+        """
+        found = await self._in_loader(find_versions, self._model_dir)
+        if not found:
+            raise ModelLoadError(f"no model in {self._model_dir}: expected MODEL/VERSION/saved_model.pb in it")
+        errors = {key: error for key in found if (error := await self._load(key, found[key])) is not None}
+        served = {key.model for key in self._versions}
+        broken = [str(error) for key, error in errors.items() if key.model not in served]
+        if broken:
+            raise ModelLoadError("; ".join(broken))
+        self._watcher = asyncio.create_task(self._watch(), name="watch models")
+
+    def versions(self) -> Mapping[VersionKey, ModelVersion]:
+        """The versions that are loaded."""
+        return self._versions
+
+    def bucket(self, rows: int, steps: int) -> tuple[int, int]:
+        """The next shape that is compiled ahead or on demand; the batch as it is where nothing is compiled."""
+        if self._compiler is None:
+            return rows, steps
+        full, rest = divmod(rows, _RUN_ROWS)
+        time = self._max_steps
+        while time < steps:
+            time *= 2
+        return full * _RUN_ROWS + (_power_of_two(rest) if rest else 0), time
+
+    async def step(self, key: VersionKey, batch: StepBatch) -> StepBatchResult:
+        """Runs one batch; in several pieces side by side where it is large.
+
+        Raises:
+            ModelVersionUnavailable: no such version is loaded.
+            ExecutorUnavailable: closed, or no memory.
+            BadModelOutput: the graph failed on this batch.
+        """
+        model = self._models.get(key)
+        if self._closed:
+            raise ExecutorUnavailable("the executor is closed")
+        if model is None:
+            raise ModelVersionUnavailable(f"model version {key} is not loaded", model=key.model, version=key.version)
+        steps = int(batch.lengths.max(initial=0))
+        pieces = split_rows(len(batch.lengths), steps, self._threads, compiled=self._compiler is not None)
+        loop = asyncio.get_running_loop()
+        if len(pieces) == 1:
+            return await loop.run_in_executor(self._runners, self._run, model, batch)
+        runs = [loop.run_in_executor(self._runners, self._run, model, _cut(batch, piece)) for piece in pieces]
+        results = await asyncio.gather(*runs)
+        return StepBatchResult(
+            np.concatenate([result.outputs for result in results]), np.concatenate([result.state for result in results])
+        )
+
+    async def wait_compiled(self, limit: float) -> bool:
+        """Waits until every shape that was asked for or foreseen is compiled; returns whether that took less."""
+        if self._compiler is None:
+            return True
+        return await asyncio.to_thread(self._compiler.wait_idle, limit)
+
+    async def close(self) -> None:
+        """Waits for what runs, stops compiling, and lets go of the models."""
+        self._closed = True
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await asyncio.to_thread(self._runners.shutdown)
+        # A load cannot be interrupted; nothing waits for one that nobody needs any more.
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        if self._compiler is not None:
+            await asyncio.to_thread(self._compiler.close)
+        self._models.clear()
+        self._versions = {}
+
+    def _run(self, model: SavedModel, batch: StepBatch) -> StepBatchResult:
+        if self._compiler is not None:
+            self._compiler.ask(model, *batch.inputs.shape[:2])
+        return model.run(batch)
+
+    async def _load(self, key: VersionKey, found: Found) -> ModelLoadError | None:
+        """Loads one version; returns why it could not be, where it could not."""
+        self._stamps[key] = found
+        try:
+            model = await self._in_loader(SavedModel, key, found.path)
+        except ModelLoadError as error:
+            _log.error("%s", error)
+            return error
+        self._models[key] = model
+        self._versions = {**self._versions, key: model.version}
+        _log.info("loaded", extra={"version": str(key), "fingerprint": model.version.fingerprint})
+        if self._compiler is not None:
+            rows, (_, steps) = 1, self.bucket(1, 1)
+            while rows <= min(_RUN_ROWS, _power_of_two(self._max_batch_size)):
+                self._compiler.foresee(model, rows, steps)
+                rows *= 2
+        return None
+
+    async def _watch(self) -> None:
+        """Loads versions as they appear, and tells of those that vanish or change."""
+        before: Mapping[VersionKey, Found] = dict(self._stamps)
+        while True:
+            await asyncio.sleep(self._poll_interval)
+            now = await self._in_loader(find_versions, self._model_dir)
+            for key in now:
+                # What is still being written changes from one look to the next.
+                if now[key] == before.get(key) and now[key] != self._stamps.get(key):
+                    await self._take_up(key, now[key])
+            for key in before.keys() - now.keys():
+                if key in self._models:
+                    _log.warning("%s is gone from disk; it is served on until the process ends", key)
+            before = now
+
+    async def _take_up(self, key: VersionKey, found: Found) -> None:
+        if key in self._models:
+            self._stamps[key] = found
+            _log.error("%s has changed on disk; what was loaded is served on. Publish it as a new version", key)
+        else:
+            await self._load(key, found)
+
+    async def _in_loader(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._loader, call)
+
+
+def split_rows(rows: int, steps: int, threads: int, *, compiled: bool) -> list[slice]:
+    """Cuts a batch into runs: small enough for the cache, and where it is worth it enough of them for the threads.
+
+    Args:
+        rows: Rows of the batch.
+        steps: Time steps of the longest of them.
+        threads: Runs side by side.
+        compiled: Runs must be of shapes that are compiled, powers of two.
+    """
+    most = _RUN_ROWS
+    if rows * steps >= _SPLIT_CELLS:
+        most = min(most, max(_LEAST_ROWS, _power_of_two(-(-rows // threads))))
+    pieces, start = [], 0
+    while start < rows:
+        left = rows - start
+        size = min(most, 1 << (left.bit_length() - 1) if compiled else left)
+        pieces.append(slice(start, start + size))
+        start += size
+    return pieces
+
+
+def available_cores() -> int:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cut(batch: StepBatch, rows: slice) -> StepBatch:
+    return StepBatch(batch.inputs[rows], batch.lengths[rows], batch.reset[rows], batch.state[rows])
+
+
+def _power_of_two(number: int) -> int:
+    """The least that is not below ``number``."""
+    return 1 << (number - 1).bit_length()
