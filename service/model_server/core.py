@@ -132,12 +132,13 @@ class ServerCore:
             if model.name in names:
                 raise invalid_argument(f"Illegal to list model {model.name} multiple times in config list")
             names.add(model.name)
+        for model in models:
             if not (model.base_path.startswith("/") or "://" in model.base_path):
                 raise invalid_argument(
                     f"Expected model {model.name} to have an absolute path or URI; got base_path()={model.base_path}"
                 )
-            self._check_inside(model)
         for model in models:
+            self._check_inside(model)
             if model.name in self._platforms and (platform := _platform(model)) != self._platforms[model.name]:
                 raise invalid_argument(
                     f"Illegal to change a model's platform. For model {model.name} platform was "

@@ -32,6 +32,11 @@ def _typed(dtype: Any, field: str, stored: Any = None, packed_tag: int | None = 
     return _Typed(np.dtype(dtype), field, np.dtype(dtype if stored is None else stored), packed_tag)
 
 
+def _quantized(name: str, stored: Any) -> _Typed:
+    """TensorFlow's NumPy form of a quantized integer: a record with one field."""
+    return _typed(np.dtype([(name, stored)]), "int_val", stored)
+
+
 _TYPES = {
     types_pb2.DT_FLOAT: _typed(np.float32, "float_val", packed_tag=5),
     types_pb2.DT_DOUBLE: _typed(np.float64, "double_val", packed_tag=6),
@@ -48,9 +53,24 @@ _TYPES = {
     types_pb2.DT_BFLOAT16: _typed(ml_dtypes.bfloat16, "half_val", np.uint16),
     types_pb2.DT_COMPLEX64: _typed(np.complex64, "scomplex_val", np.float32, 9),
     types_pb2.DT_COMPLEX128: _typed(np.complex128, "dcomplex_val", np.float64, 12),
+    types_pb2.DT_QINT8: _quantized("qint8", np.int8),
+    types_pb2.DT_QUINT8: _quantized("quint8", np.uint8),
+    types_pb2.DT_QINT16: _quantized("qint16", np.int16),
+    types_pb2.DT_QUINT16: _quantized("quint16", np.uint16),
+    types_pb2.DT_QINT32: _quantized("qint32", np.int32),
 }
 # Types whose stored integers are the bits of the value, and types whose values are stored as pairs.
-_BITS = frozenset({types_pb2.DT_HALF, types_pb2.DT_BFLOAT16})
+_BITS = frozenset(
+    {
+        types_pb2.DT_HALF,
+        types_pb2.DT_BFLOAT16,
+        types_pb2.DT_QINT8,
+        types_pb2.DT_QUINT8,
+        types_pb2.DT_QINT16,
+        types_pb2.DT_QUINT16,
+        types_pb2.DT_QINT32,
+    }
+)
 _PAIRS = frozenset({types_pb2.DT_COMPLEX64, types_pb2.DT_COMPLEX128})
 _MAX_RANK = 254
 

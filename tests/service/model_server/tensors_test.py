@@ -28,6 +28,11 @@ NUMERIC: dict[int, Any] = {
     types_pb2.DT_BOOL: np.bool_,
     types_pb2.DT_COMPLEX64: np.complex64,
     types_pb2.DT_COMPLEX128: np.complex128,
+    types_pb2.DT_QINT8: tf.qint8.as_numpy_dtype,
+    types_pb2.DT_QUINT8: tf.quint8.as_numpy_dtype,
+    types_pb2.DT_QINT16: tf.qint16.as_numpy_dtype,
+    types_pb2.DT_QUINT16: tf.quint16.as_numpy_dtype,
+    types_pb2.DT_QINT32: tf.qint32.as_numpy_dtype,
 }
 FIELDS = {
     types_pb2.DT_FLOAT: "float_val",
@@ -45,18 +50,28 @@ FIELDS = {
     types_pb2.DT_BOOL: "bool_val",
     types_pb2.DT_COMPLEX64: "scomplex_val",
     types_pb2.DT_COMPLEX128: "dcomplex_val",
+    types_pb2.DT_QINT8: "int_val",
+    types_pb2.DT_QUINT8: "int_val",
+    types_pb2.DT_QINT16: "int_val",
+    types_pb2.DT_QUINT16: "int_val",
+    types_pb2.DT_QINT32: "int_val",
 }
 SHAPES = [(), (1,), (3,), (2, 3), (0,), (2, 0, 3)]
 
 
 def tensorflows(proto: Any) -> Any:
     value = tf.io.parse_tensor(proto.SerializeToString(), tf.dtypes.as_dtype(proto.dtype)).numpy()
-    return np.array(value, object) if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        return np.array(value, object)
+    kind = np.dtype(NUMERIC.get(proto.dtype, object))
+    return np.asarray(value).view(kind) if kind.names else value  # eager tensors show quantized integers as plain ones
 
 
 def sample(dtype: int, shape: tuple[int, ...]) -> Any:
     random = np.random.default_rng(dtype)
     kind = np.dtype(NUMERIC[dtype])
+    if kind.names:  # a quantized integer
+        return random.integers(0, 100, shape).astype(kind[0].base).view(kind)
     if kind.kind in "iu":
         info = np.iinfo(kind)
         return random.integers(info.min, info.max, shape, dtype=kind, endpoint=True)
