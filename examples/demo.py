@@ -5,6 +5,7 @@ What `make demo` runs. Every sequence is stepped in random chunks beside 31 othe
 
 import argparse
 import asyncio
+import shutil
 import subprocess
 import sys
 import time
@@ -64,7 +65,7 @@ def run(seed: int, model_dir: Path, run_dir: Path, *, train: bool) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     if train:
         _headline("1  Train", "a 128 x 20 memory learns to copy, until it makes no mistakes")
-        train_and_export(seed, model_dir)
+        train_and_export(seed, model_dir, run_dir / "training")
     version = newest_version(model_dir)
     _headline("2  Serve", f"ntm-serve as a process of its own, with {_shown(version)}")
     gateway = GatewayProcess(model_dir, run_dir)
@@ -86,14 +87,19 @@ def run(seed: int, model_dir: Path, run_dir: Path, *, train: bool) -> None:
     tell_what_is_next(picture, model_dir)
 
 
-def train_and_export(seed: int, model_dir: Path) -> None:
-    """Trains with the quick preset, its progress shown as it comes, and exports the next version."""
+def train_and_export(seed: int, model_dir: Path, training_dir: Path) -> None:
+    """Trains from nothing with the quick preset, its progress shown as it comes, and exports the next version."""
     before = _versions(model_dir)
+    shutil.rmtree(training_dir, ignore_errors=True)
     command = [sys.executable, "training/train.py", "--task", MODEL, "--preset", "quick", "--seed", str(seed)]
     began = time.monotonic()
-    done = subprocess.run([*command, "--export-dir", str(model_dir)], cwd=ROOT, check=False)
+    places = ["--run-dir", str(training_dir.absolute()), "--export-dir", str(model_dir.absolute())]
+    done = subprocess.run([*command, *places], cwd=ROOT, check=False)
     if done.returncode:
-        raise DemoFailed(f"Training ended with exit code {done.returncode}; what it printed above says why.")
+        raise DemoFailed(
+            f"Training ended with exit code {done.returncode}; what it printed above says why. If it did not solve the "
+            f"task, try another seed: make demo SEED={seed + 1}"
+        )
     if _versions(model_dir) == before:
         raise DemoFailed(f"Training exported no new version under {_shown(model_dir / MODEL)}; see what it printed.")
     console.print(f"trained and exported in {_minutes(time.monotonic() - began)}")

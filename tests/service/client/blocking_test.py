@@ -97,6 +97,19 @@ def test_a_pipeline_of_futures_never_applies_a_step_in_a_failed_ones_place(clien
     assert gateway.position(session) == 1
 
 
+@pytest.mark.parametrize("look", ["result", "exception"])
+def test_a_session_goes_on_once_its_failure_was_looked_at(client, look):
+    session = client.session("sums")
+    bad = session.step_async(np.zeros((1, 9)))
+    concurrent.futures.wait([bad], 20)
+    if look == "result":
+        with pytest.raises(GatewayError, match="INVALID_TENSOR"):
+            bad.result()
+    else:
+        assert bad.exception().reason == "INVALID_TENSOR"
+    assert session.step_async(random_inputs(1)).result(20).shape == (1, 3)
+
+
 def test_a_future_can_be_cancelled_and_its_step_repeated(client, gateway):
     session = client.session("sums")
     gateway.hold()

@@ -197,6 +197,7 @@ def test_what_passes_is_tried_again_with_the_same_position(why):
     stream, again = bench.send()
     assert again.requests[0].position == first.requests[0].position == 0
     assert again.requests[0].inputs == first.requests[0].inputs
+    assert again.requests[0].request_id != first.requests[0].request_id
     bench.answer(stream, again)
     assert outputs(step) == [5]
 
@@ -230,7 +231,7 @@ def test_steps_that_were_refused_together_are_sent_again_together():
     bench = Bench()
     for n in range(40):
         bench.step(f"s{n}", n)
-    bench.refuse(*bench.send(), OVERLOADED)
+    bench.refuse(*bench.send(), status(grpc.StatusCode.UNAVAILABLE, "EXECUTOR_UNAVAILABLE"))
     messages = 0
     while not math.isinf(wake := bench.pipeline.wake_at()) and wake < bench.clock.now + 100:
         bench.clock.now = max(wake, bench.clock.now)
@@ -238,7 +239,7 @@ def test_steps_that_were_refused_together_are_sent_again_together():
         if message is not None:
             messages += 1
             bench.answer(stream, message)
-    assert messages <= 2
+    assert messages <= 4
 
 
 def test_a_broken_stream_is_opened_anew_and_nothing_on_it_is_lost_or_repeated():
@@ -275,6 +276,26 @@ def test_a_stream_that_breaks_without_end_is_given_up():
         breaks += 1
     assert breaks == 4
     assert step.error.code() is grpc.StatusCode.INTERNAL
+
+
+def test_breaks_with_answers_in_between_are_not_counted_together():
+    bench = Bench(policy=RetryPolicy(breaks=1))
+    for value in range(5):
+        step = bench.step("a", value)
+        bench.pipeline.stream_ended(bench.send()[0], GatewayError(grpc.StatusCode.INTERNAL, "now and then"))
+        bench.settle()
+        step.result()
+    assert bench.gateway.applied["a"] == list(range(5))
+
+
+def test_a_stream_that_breaks_too_late_for_another_try_fails_its_steps_with_its_error():
+    bench = Bench(policy=RetryPolicy(initial=1))
+    late, patient = bench.step("late", 1, timeout=0.1), bench.step("patient", 1)
+    bench.pipeline.stream_ended(bench.send()[0], GatewayError(grpc.StatusCode.UNAVAILABLE, "connection reset"))
+    with pytest.raises(GatewayError, match="connection reset"):
+        late.result()
+    bench.settle()
+    assert outputs(patient) == [1]
 
 
 def test_a_draining_gateway_gets_nothing_more_and_answers_what_it_has():
