@@ -39,6 +39,9 @@ test-chaos: $(READY) ## real processes under a schedule of faults, a minute of i
 test-mutants: $(READY) ## break each rule of exactly-once on purpose: a test has to notice
 	$(BIN)/python tests/mutants/run.py
 
+bench: $(READY) ## what the gateway costs, beside what it is made of (some ten minutes, on a quiet machine)
+	$(BIN)/python benchmarks/serving.py
+
 lint: $(READY) ## ruff, mypy, import-linter, and the generated code against its protos
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
