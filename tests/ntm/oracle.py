@@ -6,6 +6,7 @@ reads see the written memory.
 """
 
 import math
+from itertools import chain
 
 
 def sigmoid(x):
@@ -99,11 +100,11 @@ class Machine:
         reads = [read(memory, weighting) for weighting in weightings[: self.read_heads]]
         outputs = []
         for step in sequence:
-            hidden = [math.tanh(x) for x in self.linear("controller", [*step, *sum(reads, [])])]
+            hidden = [math.tanh(x) for x in self.linear("controller", [*step, *chain(*reads)])]
             raw = self.linear("parameters", hidden)
             heads, erases, adds = split(raw, self.depth, self.shift_range, self.read_heads, self.write_heads)
             weightings = [address(memory, w, *head) for w, head in zip(weightings, heads, strict=True)]
             memory = write(memory, weightings[self.read_heads :], erases, adds)
             reads = [read(memory, weighting) for weighting in weightings[: self.read_heads]]
-            outputs.append([sigmoid(x) for x in self.linear("output", [*hidden, *sum(reads, [])])])
+            outputs.append([sigmoid(x) for x in self.linear("output", [*hidden, *chain(*reads)])])
         return outputs, memory, reads, weightings
