@@ -194,19 +194,32 @@ class ReplicaSet:
         )
 
 
+def parse_targets(text: str) -> list[str]:
+    """The targets in a list joined by commas.
+
+    Raises:
+        ValueError: there is none, or one has no port.
+    """
+    targets = [part.strip() for part in text.split(",") if part.strip()]
+    for target in targets:
+        host, _, port = target.removeprefix(_DNS).rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError(f"expected HOST:PORT or {_DNS}HOST:PORT; got {target!r}")
+    if not targets:
+        raise ValueError(f"expected an address of a model server; got {text!r}")
+    return targets
+
+
 async def resolve(target: str) -> list[Endpoint]:
     """The replicas behind a target: every address of a ``dns:///`` name; anything else is one, and gRPC's to resolve.
 
     Raises:
         OSError: the name cannot be resolved.
-        ValueError: it has no port.
     """
     if not target.startswith(_DNS):
         return [Endpoint(target)]
     name = target.removeprefix(_DNS)
     host, _, port = name.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"expected {_DNS}HOST:PORT; got {target!r}")
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(host.strip("[]"))
         return [Endpoint(name)]

@@ -13,7 +13,7 @@ import grpc
 from service.errors import BadModelOutput, ExecutorUnavailable, ModelLoadError, ModelVersionUnavailable, ServiceError
 from service.executors.serving_messages import MessageError, Prediction, encode_predict, float_output
 from service.executors.serving_replica import Replica, Unresponsive
-from service.executors.serving_replicas import PollPolicy, ReplicaSet
+from service.executors.serving_replicas import PollPolicy, ReplicaSet, parse_targets
 from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ class TfServingExecutor:
         resolve_interval: Seconds between two look-ups of a ``dns:///`` name.
         hold: Seconds that a version number which came to stand for another model is not listed.
         max_in_flight: Batches of one version under way at once.
+
+    Raises:
+        ValueError: ``target`` is not of these forms, or there is no model.
     """
 
     def __init__(
@@ -77,9 +80,9 @@ class TfServingExecutor:
         hold: float = 5.0,
         max_in_flight: int = 4,
     ) -> None:
-        targets = [part.strip() for part in target.split(",") if part.strip()]
-        if not targets or not models:
-            raise ValueError(f"expected an address and at least one model; got {target!r} and {list(models)}")
+        targets = parse_targets(target)
+        if not models:
+            raise ValueError("expected the name of at least one model: TensorFlow Serving cannot be asked for them")
         self._models = tuple(dict.fromkeys(models))
         self._timeout = timeout
         self._patience = patience

@@ -17,7 +17,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from service.model_server.config import Settings
 from service.model_server.core import ServerCore
-from service.model_server.errors import invalid_argument
+from service.model_server.errors import ServingError, invalid_argument
 from service.model_server.manager import LoadPolicy
 from service.model_server.saved_model import disable_xla
 from service.model_server.services import ServingHandlers
@@ -36,16 +36,19 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    configuration = _configuration(settings)
     core = _core(settings)
+    loading = loop.run_in_executor(None, core.start, *configuration)
     try:
-        loading = loop.run_in_executor(None, core.start, *_configuration(settings))
-        if await _first(stop, loading):
+        if await _loaded(loading, stop):
             await _listen(core, settings, stop)
     finally:
         core.close()
+        with contextlib.suppress(ServingError):  # it gives up as soon as the core is closed
+            await loading
 
 
-async def _first(stop: asyncio.Event, loading: "asyncio.Future[None]") -> bool:
+async def _loaded(loading: "asyncio.Future[None]", stop: asyncio.Event) -> bool:
     """Waits for the models; returns False where the signal came first."""
     stopped = asyncio.create_task(stop.wait())
     pending: list[asyncio.Future[Any]] = [stopped, loading]

@@ -489,6 +489,32 @@ def test_nothing_of_tensorflow_is_imported_and_nothing_stands_in_its_way() -> No
     assert finished.returncode == 0, finished.stderr
 
 
+def test_tensorflows_generated_modules_are_all_that_is_needed(tmp_path: Path) -> None:
+    """As in a gateway image: the other packages, and of TensorFlow the ``*_pb2.py`` files alone."""
+    packages = Path(grpc.__file__).parents[1]
+    for package in packages.iterdir():
+        if not package.name.startswith(("tensorflow-", "keras", "jax", "torch")) and package.name != "tensorflow":
+            (tmp_path / package.name).symlink_to(package)
+    for file in (packages / "tensorflow").rglob("*_pb2.py"):
+        copy = tmp_path / file.relative_to(packages)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(file.read_bytes())
+    script = """
+        import sys
+        import service.executors.tf_serving as executor
+        assert "tensorflow" not in sys.modules
+        try:
+            import tensorflow.python
+        except ImportError:
+            print("no tensorflow")
+        """
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-S", "-P", "-c", textwrap.dedent(script)]
+    environment = {"PYTHONPATH": os.pathsep.join([str(root), str(root / "protos"), str(tmp_path)])}
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (finished.returncode, finished.stdout) == (0, "no tensorflow\n"), finished.stderr
+
+
 def test_where_tensorflow_is_there_already_its_own_messages_are_used() -> None:
     import tensorflow as tf
     from tensorflow.core.framework import tensor_pb2
@@ -514,6 +540,8 @@ def test_requests_carry_tensor_content() -> None:
 
 
 def test_options_are_checked() -> None:
-    for target, models in (("", ["m"]), (" , ", ["m"]), ("127.0.0.1:1", [])):
-        with pytest.raises(ValueError, match="expected an address"):
-            TfServingExecutor(target, models=models)
+    for target in ("", " , ", "localhost", "dns:///name", "127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:1,other"):
+        with pytest.raises(ValueError, match=r"expected (HOST:PORT|an address)"):
+            TfServingExecutor(target, models=["m"])
+    with pytest.raises(ValueError, match="at least one model"):
+        TfServingExecutor("127.0.0.1:1", models=[])
