@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Runs the layer's tests on TensorFlow, JAX and PyTorch, and holds the three to the same numbers: the first backend writes
+# weights, inputs and results to a file, the others compare with it. Makes the environment if it is missing.
+# Usage: scripts/test_backends.sh [pytest arguments]     (BACKENDS="jax torch" runs only those)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=.venv-backends
+if [ ! -f "$venv/.ready" ]; then
+  echo "making the environment with JAX and PyTorch in $venv (some minutes)"
+  "${PYTHON:-python3}" -m venv "$venv"
+  "$venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 jax==0.10.2 keras==3.15.1 \
+    tensorflow==2.21.0 numpy h5py matplotlib hypothesis pytest pytest-asyncio pytest-timeout
+  touch "$venv/.ready"
+fi
+
+reference="$(mktemp -d)/reference.npz"
+trap 'rm -rf "$(dirname "$reference")"' EXIT
+for backend in ${BACKENDS:-tensorflow jax torch}; do
+  echo "== $backend"
+  # JAX computes in float64, as the comparison with the oracle needs, only when told so. PyTorch waits busily on every
+  # core it is given, which on a shared machine makes it hundreds of times slower.
+  KERAS_BACKEND="$backend" NTM_REFERENCE="$reference" JAX_ENABLE_X64=1 OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
+    "$venv/bin/python" -m pytest tests/ntm "$@"
+done
