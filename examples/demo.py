@@ -18,6 +18,7 @@ from demo_parts.copying import CopySequence, Run, make_sequence, step_all
 from demo_parts.figure import save_figure, trace_sequence
 from demo_parts.gateway import GatewayFailed, GatewayProcess
 from demo_parts.offline import run_whole
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,6 +32,13 @@ SESSIONS = 32
 LENGTHS = range(1, 61)
 ROWS = ((1, 10), (11, 20), (21, 30), (31, 40), (41, 50), (51, 60))
 FIGURE_LENGTH = 20
+WARM_UP_LENGTH = 8
+
+_LEGEND = """\
+steps/s: time steps per second of one session; in the last row, of all sessions together.
+p50, p99: from asking for a chunk of 1 to 12 time steps to having its outputs, all waiting included.
+max diff: the largest difference of an output to serving_default on the whole sequence.
+"""
 
 console = Console(highlight=False)
 
@@ -81,7 +89,7 @@ def run(seed: int, model_dir: Path, run_dir: Path, *, train: bool) -> None:
     finally:
         gateway.kill()
     _headline("5  Compare", "with serving_default of the same model, on the whole sequences")
-    differences, tolerance = compare(version, runs)
+    differences, tolerance = compare(version, runs, run_dir / "tensorflow.log")
     show(runs, seconds, differences)
     check(runs, differences, tolerance, seed)
     tell_what_is_next(picture, model_dir)
@@ -123,12 +131,18 @@ def wait_for(gateway: GatewayProcess) -> str:
 
 
 def step(target: str, seed: int) -> tuple[list[Run], float]:
-    """Steps a sequence of each length; returns what came of each, and the seconds that all of it took."""
+    """Steps a sequence of each length; returns what came of each, and the seconds that all of it took.
+
+    Before it counts, a few short sequences warm the model up: its first batches of each shape are slow.
+    """
     rng = np.random.default_rng(seed)
     version = served_version(target)
     lengths = rng.permutation(np.array(LENGTHS))
     sequences = [make_sequence(int(length), version.output_dim, rng) for length in lengths]
     _check_width(version, sequences[0])
+    with console.status("warming up"):
+        short = [make_sequence(WARM_UP_LENGTH, version.output_dim, rng) for _ in range(2 * SESSIONS)]
+        asyncio.run(step_all(target, MODEL, short, SESSIONS, rng, lambda _: None))
     columns = (TextColumn("stepping"), BarColumn(), MofNCompleteColumn(), TextColumn("time steps"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=sum(len(sequence.inputs) for sequence in sequences))
@@ -162,18 +176,18 @@ def stop(gateway: GatewayProcess) -> None:
     console.print(f"the gateway drained and ended with exit code 0, {time.monotonic() - began:.1f} s after SIGTERM")
 
 
-def compare(version: Path, runs: list[Run]) -> tuple[list[float], float]:
+def compare(version: Path, runs: list[Run], log: Path) -> tuple[list[float], float]:
     """For each sequence, how far its stepped outputs are from the whole's at the most; and the tolerance."""
     with console.status("running the whole sequences"):
-        whole, tolerance = run_whole(version, [one.sequence.inputs for one in runs])
+        whole, tolerance = run_whole(version, [one.sequence.inputs for one in runs], log)
     return [float(np.abs(one.outputs - y).max()) for one, y in zip(runs, whole, strict=True)], tolerance
 
 
 def show(runs: list[Run], seconds: float, differences: list[float]) -> None:
     """Prints the table."""
-    table = Table(title="Copying through the gateway", caption_justify="left", title_justify="left")
-    for column in ("length", "sequences", "bits", "bit errors", "steps/s", "p50 ms", "p99 ms", "max difference"):
-        table.add_column(column, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("length", "sequences", "bits", "bit errors", "steps/s", "p50 ms", "p99 ms", "max diff"):
+        table.add_column(column, justify="right", no_wrap=True)
     pairs = list(zip(runs, differences, strict=True))
     for low, high in ROWS:
         some = [(one, difference) for one, difference in pairs if low <= one.sequence.length <= high]
@@ -181,13 +195,8 @@ def show(runs: list[Run], seconds: float, differences: list[float]) -> None:
         _add_row(table, f"{low}-{high}", some, each)
     table.add_section()
     _add_row(table, "all", pairs, sum(len(one.outputs) for one in runs) / seconds, bold=True)
-    table.caption = (
-        "steps/s: time steps per second of one session; in the last row, of all sessions together.\n"
-        "p50, p99: from asking for a chunk of 1 to 12 time steps to having its outputs, all waiting included.\n"
-        "max difference: of any output, between stepping in chunks and serving_default on the whole sequence."
-    )
-    console.print()
     console.print(table)
+    console.print(_LEGEND, soft_wrap=True, style="dim")
 
 
 def check(runs: list[Run], differences: list[float], tolerance: float, seed: int) -> None:

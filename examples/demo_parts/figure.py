@@ -53,8 +53,8 @@ def save_figure(trace: Trace, path: Path) -> None:
     time, bits = trace.outputs.shape
     target = np.full((time, bits), np.nan, np.float32)
     target[-trace.sequence.length :] = trace.sequence.target
-    heights = [trace.sequence.inputs.shape[1], bits, bits, max(len(slots) * 0.8, 14), max(len(slots) * 0.8, 14)]
-    figure = Figure(figsize=(9, 9), layout="constrained")
+    heights = [trace.sequence.inputs.shape[1], bits, bits, *2 * [min(max(0.8 * len(slots), 12), 18)]]
+    figure = Figure(figsize=(9, 9.5), layout="constrained")
     axes = figure.subplots(5, 1, sharex=True, height_ratios=heights)
     signal = _rows(axes[0], trace.sequence.inputs.T, "input", "bit", "Greys")
     _rows(axes[1], target.T, "target (none before recall)", "bit", "Greys")
