@@ -59,10 +59,10 @@ def export_model(
     """
     _check_backend()
     check_name(name)
-    _check_shapes(model)
     target_parent = Path(directory) / name
     version = choose_version(target_parent, version)
     stages = stages_of(model)
+    _check_shapes(model)
     description = describe(model, components_of(stages), name=name, task=task, provenance=provenance)
     module = SequenceModel(model, stages, canonical_json(description))
     _check_steps(model, module)
@@ -104,9 +104,11 @@ def _check_backend() -> None:
 
 
 def _check_shapes(model: keras.Sequential) -> None:
-    if not model.built:
-        raise ExportError("the model is not built: give it a keras.Input, or call it once")
-    for what, shape in (("inputs", model.input_shape), ("outputs", model.output_shape)):
+    try:
+        shapes = {"inputs": model.input_shape, "outputs": model.output_shape}
+    except (AttributeError, ValueError) as error:
+        raise ExportError(f"the model has no shapes yet, give it a keras.Input: {error}") from error
+    for what, shape in shapes.items():
         if len(shape) != 3 or shape[-1] is None:
             raise ExportError(f"expected {what} [batch, time, width]; the model's have the shape {shape}")
 

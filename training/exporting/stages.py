@@ -100,12 +100,15 @@ def stages_of(model: keras.Sequential) -> list[Stage]:
     """
     if not isinstance(model, keras.Sequential):
         raise ExportError(f"expected a keras.Sequential; got {type(model).__name__} {_name(model)!r}")
-    layers = list(flat_layers(model))
+    layers = flat_layers(model)
     recurrent = [layer for layer in layers if isinstance(layer, keras.layers.RNN)]
-    if not recurrent:
-        raise ExportError(f"model {model.name!r} has no recurrent layer: there is no state to carry between steps")
     prefixes = {id(layer): f"{layer.name}/" if len(recurrent) > 1 else "" for layer in recurrent}
-    return [_stage(layer, prefixes.get(id(layer), "")) for layer in layers if not isinstance(layer, _IN_TRAINING_ONLY)]
+    stages = [
+        _stage(layer, prefixes.get(id(layer), "")) for layer in layers if not isinstance(layer, _IN_TRAINING_ONLY)
+    ]
+    if not any(stage.components for stage in stages):
+        raise ExportError(f"model {model.name!r} has no recurrent layer: there is no state to carry between steps")
+    return stages
 
 
 class RecurrentStage:
@@ -155,7 +158,7 @@ class LayerStage:
 
 
 def flat_layers(model: keras.Sequential) -> list[keras.layers.Layer]:
-    """The layers of a model and of those inside it."""
+    """The layers of a model in order, those of a ``Sequential`` inside it in its place."""
     layers: list[keras.layers.Layer] = []
     for layer in model.layers:
         layers += flat_layers(layer) if isinstance(layer, keras.Sequential) else [layer]
