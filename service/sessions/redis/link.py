@@ -23,7 +23,9 @@ from service.sessions.redis.scripts import Script
 
 _log = logging.getLogger(__name__)
 
-_MAX_PIPELINE = 512
+# What one pipeline holds at most, so that it fits the time limit of an exchange.
+_MAX_ORDERS = 512
+_MAX_BYTES = 8 * 1024 * 1024
 # Error codes with which the server refuses a command before it does anything of it.
 _REFUSALS = frozenset(
     ("BUSY", "LOADING", "MASTERDOWN", "MISCONF", "NOAUTH", "NOREPLICAS", "NOSCRIPT", "OOM", "READONLY")
@@ -60,6 +62,10 @@ class _Order(NamedTuple):
     arguments: Sequence[Argument]
     reply: "asyncio.Future[list[Any]]"
 
+    @property
+    def nbytes(self) -> int:
+        return sum(len(argument) for argument in self.arguments if isinstance(argument, bytes))
+
     def command(self, *, whole: bool) -> tuple[Argument, ...]:
         name, body = ("EVAL", self.script.source) if whole else ("EVALSHA", self.script.sha)
         return (name, body, len(self.keys), *self.keys, *self.arguments)
@@ -85,6 +91,7 @@ class Link:
         self._connection: AbstractConnection | None = None
         self._worker: asyncio.Task[None] | None = None
         self._closed = False
+        self._reachable = True
         self.exchanges = 0
 
     async def call(self, script: Script, keys: Sequence[str], *arguments: Argument) -> list[Any]:
@@ -129,15 +136,17 @@ class Link:
                 await self._drop()
                 for order in orders:
                     if not order.reply.done():
-                        order.reply.set_exception(NoAnswer(_text(error)))
+                        order.reply.set_exception(NoAnswer(f"internal error: {type(error).__name__}"))
 
     def _take(self) -> list[_Order]:
         """The orders of the next pipeline, without those whose caller has gone."""
         orders: list[_Order] = []
-        while self._orders and len(orders) < _MAX_PIPELINE:
+        nbytes = 0
+        while self._orders and len(orders) < _MAX_ORDERS and nbytes < _MAX_BYTES:
             order = self._orders.popleft()
             if not order.reply.done():
                 orders.append(order)
+                nbytes += order.nbytes
         return orders
 
     async def _carry_out(self, orders: Sequence[_Order]) -> None:
@@ -160,16 +169,25 @@ class Link:
             if self._connection is None:
                 async with asyncio.timeout(self._connect_timeout):
                     self._connection = await self._connect()
+                self._tell_reachable(None)
         except (RedisError, OSError, TimeoutError) as error:
             await self._drop()
-            _log.warning("the session store cannot be reached: %s", _text(error))
+            self._tell_reachable(error)
             for order in orders:
-                _refuse(order, f"the session store cannot be reached: {_text(error)}")
+                _refuse(order, "the session store cannot be reached")
         except asyncio.CancelledError:
             for order in orders:
                 _refuse(order, "the gateway closed before the session store could be asked")
             raise
         return self._connection
+
+    def _tell_reachable(self, error: Exception | None) -> None:
+        """Tells the operator, once each time, what clients need not know: where it was looked for, and what it said."""
+        if error is not None and self._reachable:
+            _log.warning("the session store cannot be reached: %s", _text(error))
+        elif error is None and not self._reachable:
+            _log.info("the session store is reached again")
+        self._reachable = error is None
 
     async def _connect(self) -> AbstractConnection:
         connection = await self._dial()
@@ -205,7 +223,8 @@ class Link:
             lost = NoAnswer(f"the session store did not answer within {self._timeout} s")
             await self._drop()
         except (RedisError, OSError) as error:
-            lost = ConnectionLost(f"the session store did not answer: {_text(error)}")
+            _log.info("the connection to the session store was lost: %s", _text(error))
+            lost = ConnectionLost("the connection to the session store was lost")
             await self._drop()
         except asyncio.CancelledError:
             await self._drop()
@@ -221,7 +240,7 @@ class Link:
             return None
         written, waited = await _read(connection), await _read(connection)
         if isinstance(written, RedisError):
-            return NoAnswer(f"the session store takes no writes: {_text(written)}")
+            return NoAnswer(f"the session store takes no writes: {_code(written)}")
         if not self._barrier.durability.reached(waited):
             return NoAnswer(
                 f"the session store is not as durable as asked: {self._barrier.durability}, reached {waited}"
@@ -236,17 +255,18 @@ class Link:
             if isinstance(reply, NoScriptError):
                 unknown.append(order)
             elif isinstance(reply, RedisError) and _code(reply) in _REFUSALS:
-                _refuse(order, f"the session store refused: {_code(reply)} {_text(reply)}")
+                _refuse(order, f"the session store takes no orders now: {_code(reply)}")
             elif order.reply.done():
                 continue
             elif isinstance(reply, RedisError):
-                order.reply.set_exception(NoAnswer(_text(reply)))
+                _log.error("the session store failed: %s", _text(reply))
+                order.reply.set_exception(NoAnswer(f"the session store failed: {_code(reply)}"))
             elif lost is not None and (reply is None or self._barrier is not None):
                 order.reply.set_exception(type(lost)(*lost.args))  # one of its own: each is raised somewhere else
             elif isinstance(reply, list):
                 order.reply.set_result(reply)
             else:
-                order.reply.set_exception(NoAnswer(f"the session store answered {reply!r}"))
+                order.reply.set_exception(NoAnswer("the session store answered something else"))
         return unknown
 
     async def _drop(self) -> None:

@@ -5,6 +5,7 @@ session is cached here needs no other. The server's clock is the only one.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -139,7 +140,8 @@ class RedisStore:
 
     async def sweep(self) -> Sequence[SessionKey]:
         """See ``SessionStore.sweep``. The server expires sessions by itself; this keeps its indexes short."""
-        await self._sweep()
+        with contextlib.suppress(StoreUnavailable):  # there is a next time
+            await self._sweep()
         return ()
 
     async def list_sessions(self, principal: str, *, after: str = "", limit: int) -> Sequence[SessionSummary]:

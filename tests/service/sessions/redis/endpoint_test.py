@@ -68,9 +68,10 @@ async def test_tls_with_a_certificate_that_is_trusted(make_store, tls_port, cert
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
-async def test_tls_with_a_certificate_that_is_not_trusted(make_store, tls_port, prefix, host):
-    with pytest.raises(StoreUnavailable, match="certificate"):
+async def test_tls_with_a_certificate_that_is_not_trusted(make_store, tls_port, prefix, host, caplog):
+    with pytest.raises(StoreUnavailable):
         await make_store(f"rediss://{host}:{tls_port}/0", prefix=prefix).create(info_of())
+    assert "certificate" in caplog.text
 
 
 @pytest.mark.slow
@@ -101,9 +102,10 @@ async def test_sentinels_say_which_server_is_the_primary(tmp_path, make_store):
             server.stop()
 
 
-async def test_sentinels_that_are_down_make_the_store_unavailable(make_store):
-    with pytest.raises(StoreUnavailable, match="sessions"):
+async def test_sentinels_that_are_down_make_the_store_unavailable(make_store, caplog):
+    with pytest.raises(StoreUnavailable):
         await make_store(f"redis+sentinel://127.0.0.1:{free_port()}/sessions").create(info_of())
+    assert "sessions" in caplog.text
 
 
 def start_sentinel(folder, primary_port):
