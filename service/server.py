@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -186,8 +187,20 @@ async def serve_with(settings: Settings, *, executor: Executor, store: SessionSt
     return 0 if finished else 1
 
 
+def command() -> NoReturn:
+    """The ``ntm-serve`` command: ``main``, and then the end of the process, at once.
+
+    A model that is being compiled cannot be interrupted, and the interpreter must not be taken apart under it.
+    """
+    code = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """The ``ntm-serve`` command."""
+    """Reads the settings and serves; returns the exit code."""
     try:
         settings = read_settings(argv)
         if settings.check:
@@ -299,4 +312,4 @@ def _server_options(settings: Settings) -> list[tuple[str, int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
