@@ -61,6 +61,7 @@ def parse_options():
     parser.add_argument("--steps", type=int, default=16, help="time steps of a chunk")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each store")
+    parser.add_argument("--stores", nargs="+", choices=list(STORES), default=list(STORES), help="memory has to be one")
     parser.add_argument("--json", type=Path, help="writes what was measured")
     return parser.parse_args()
 
@@ -73,8 +74,8 @@ def measure(options, folder):
         server, port = start(folder, "server", BIN / "python", "-m", "service.model_server", "--model-dir", "models")
         started.append(server)
         targets = {}
-        for store, fsync in STORES.items():
-            url = "memory"
+        for store in options.stores:
+            url, fsync = "memory", STORES[store]
             if fsync is not None:
                 process, url = start_valkey(folder, fsync)
                 started.append(process)
