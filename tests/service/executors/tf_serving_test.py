@@ -122,34 +122,44 @@ async def test_many_batches_at_once_do_not_mix(server: Server) -> None:
             assert_close(result, expected(batch))
 
 
-async def test_a_killed_model_server_costs_no_step_and_no_exactness(models: Path, tmp_path: Path) -> None:
-    process = start_model_server(models, tmp_path, "--version-policy=all")
-    stop = False
-    done = 0
+async def test_a_killed_model_server_comes_back_as_itself_and_then_as_another(models: Path, tmp_path: Path) -> None:
+    """As itself it costs no step. As another model under the same number no step may run on it, not one under way."""
+    other = tmp_path / "other"
+    export_sums(other, version=2, scale=7.0)
+    process = start_model_server(models, tmp_path)
+    outcomes: list[str] = []
 
     async def steps(executor: TfServingExecutor, seed: int) -> None:
-        nonlocal done
-        while not stop:
-            batch = random_batch(4, 3, seed)
-            assert_close(await executor.step(ONE, batch), expected(batch))
-            done += 1
+        batch = random_batch(4, 3, seed)
+        while "gone" not in outcomes[-4:]:
+            try:
+                assert_close(await executor.step(TWO, batch), expected(batch, scale=2.0))
+                outcomes.append("ok")
+            except ModelVersionUnavailable:
+                outcomes.append("gone")
+
+    async def restart(directory: Path) -> ModelServer:
+        process.kill()
+        # Versions stay listed while it is away: their sessions are to wait, not to fail for good.
+        await until(lambda: not executor._replicas.settled())
+        assert TWO in executor.versions()
+        return await asyncio.to_thread(start_model_server, directory, tmp_path, port=process.port)
 
     try:
-        async with executor_of(process.address, patience=60.0, timeout=60.0) as executor:
+        async with executor_of(process.address, patience=60.0, timeout=60.0, hold=1.0) as executor:
             workers = [asyncio.create_task(steps(executor, seed)) for seed in range(4)]
-            await until(lambda: done > 50)
-            process.kill()
-            # Versions stay listed: their sessions are to wait, not to fail for good.
-            await until(lambda: not executor._replicas.settled())
-            assert ONE in executor.versions()
-            restarting = asyncio.to_thread(
-                start_model_server, models, tmp_path, "--version-policy=all", port=process.port
-            )
-            process = await restarting
-            before = done
-            await until(lambda: done > before + 50, 30)
-            stop = True
+            await until(lambda: len(outcomes) > 50)
+            process = await restart(models)
+            before = len(outcomes)
+            await until(lambda: len(outcomes) > before + 50, 30)
+            assert "gone" not in outcomes
+            process = await restart(other)
             await asyncio.gather(*workers)
+            assert TWO not in executor.versions()  # held back until nothing of the first can be left
+            await until(lambda: TWO in executor.versions())
+            assert executor.versions()[TWO].fingerprint == "sums-7.0"
+            batch = random_batch(2, 2)
+            assert_close(await executor.step(TWO, batch), expected(batch, scale=7.0))
     finally:
         process.kill()
 
@@ -213,39 +223,6 @@ async def test_newest_is_what_every_replica_has() -> None:
         old.fingerprints = {2: "two", 3: "three"}
         await until(lambda: executor.newest("sums") == VersionKey("sums", 3))
         assert executor.newest("other") is None
-
-
-async def test_another_model_under_the_same_number_is_never_stepped_on(tmp_path: Path) -> None:
-    """A restart may bring another model; no step meant for the first may run on it, not even one under way."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    export_sums(first)
-    export_sums(second, scale=5.0)
-    process = start_model_server(first, tmp_path)
-    outcomes: list[str] = []
-
-    async def steps(executor: TfServingExecutor) -> None:
-        batch = random_batch(4, 3)
-        while "gone" not in outcomes[-4:]:
-            try:
-                assert_close(await executor.step(ONE, batch), expected(batch))
-                outcomes.append("ok")
-            except ModelVersionUnavailable:
-                outcomes.append("gone")
-
-    try:
-        async with executor_of(process.address, patience=60.0, timeout=60.0, hold=1.0) as executor:
-            workers = [asyncio.create_task(steps(executor)) for _ in range(4)]
-            await until(lambda: len(outcomes) > 50)
-            process.kill()
-            process = await asyncio.to_thread(start_model_server, second, tmp_path, port=process.port)
-            await asyncio.gather(*workers)
-            assert ONE not in executor.versions()  # held back until nothing of the first can be left
-            await until(lambda: ONE in executor.versions())
-            assert executor.versions()[ONE].fingerprint == "sums-5.0"
-            batch = random_batch(2, 2)
-            assert_close(await executor.step(ONE, batch), expected(batch, scale=5.0))
-    finally:
-        process.kill()
 
 
 def _float(request: Any, name: str) -> Any:
