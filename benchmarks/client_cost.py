@@ -1,5 +1,3 @@
-# The methods of Echo are called what the service's rpcs are called, and the .proto documents them.
-# ruff: noqa: N802, D102
 """What the Python client costs: its CPU time for each step, with the server in another process.
 
 The server only echoes, so that nearly all of what is measured is the client: NumPy to protobuf, gRPC, the pipeline and
