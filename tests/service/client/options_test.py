@@ -19,7 +19,9 @@ def test_a_token_is_not_sent_in_the_clear_to_another_machine(target):
     ClientOptions().check(target)
 
 
-@pytest.mark.parametrize("target", ["127.0.0.1:50051", "localhost:1", "[::1]:1", "unix:gateway.sock", "dns:///localhost:1"])
+@pytest.mark.parametrize(
+    "target", ["127.0.0.1:50051", "localhost:1", "[::1]:1", "unix:gateway.sock", "dns:///localhost:1"]
+)
 def test_a_token_may_go_to_this_machine(target):
     ClientOptions(token="secret").check(target)
 
