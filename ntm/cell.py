@@ -70,6 +70,11 @@ class NTMCell(keras.layers.Layer):
             raise ValueError(f"shift_range should be at most n_slots; received {shift_range} and {n_slots}")
         if controller_units is not None and controller_model is not None:
             raise ValueError("Give controller_model or controller_units, not both")
+        _check_rates(dropout=dropout, recurrent_dropout=recurrent_dropout)
+        if parameter_noise < 0:
+            raise ValueError(f"parameter_noise should be 0 or more; received {parameter_noise!r}")
+        if memory_value == 0:
+            raise ValueError("memory_value should not be zero: a slot of zeros has no direction to be found by")
         self.output_dim = self.output_size = output_dim
         self.n_slots = n_slots
         self.m_depth = m_depth
@@ -308,3 +313,9 @@ def _check_sizes(**sizes):
     for name, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} should be an integer of at least 1; received {value!r}")
+
+
+def _check_rates(**rates):
+    for name, value in rates.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} should be in 0..1; received {value!r}")

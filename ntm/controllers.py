@@ -160,6 +160,8 @@ class Controller:
     def __init__(self, model):
         self.stages = []
         self._add(model)
+        if not self.stages:
+            raise ValueError("A controller should have at least one layer; received an empty list or model")
         self.components = tuple(component for stage in self.stages for component in stage.components)
 
     def build(self, input_width):
@@ -204,6 +206,11 @@ class Controller:
             raise ValueError(
                 f"{type(model).__name__} cannot be an NTM controller: it reads the sequence from its end, and the "
                 "controller runs one step at a time from the start. Put Bidirectional around the NTM instead."
+            )
+        elif isinstance(model, (keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D)):
+            raise ValueError(
+                f"{type(model).__name__} cannot be an NTM controller: its state is an image, and only states of the "
+                "shape [batch, size] can be carried"
             )
         elif isinstance(model, keras.layers.RNN):
             self._add(model.cell)

@@ -126,6 +126,11 @@ class NeuralTuringMachine(keras.layers.RNN):
         batch_size = ops.shape(sequences)[0]
         if initial_state is None:
             initial_state = self.states if self.stateful else self.get_initial_state(batch_size)
+        if len(initial_state) != len(self.state_size):
+            raise ValueError(
+                f"initial_state should hold {len(self.state_size)} tensors (see cell.state_layout); received "
+                f"{len(initial_state)}"
+            )
         states = [ops.cast(ops.convert_to_tensor(state), self.cell.state_dtype) for state in initial_state]
         last_output, outputs, states = self.inner_loop(sequences, states, mask, training)
         if self.stateful:
@@ -193,7 +198,10 @@ class NeuralTuringMachine(keras.layers.RNN):
             )
 
     def reset_state(self):
-        """Puts a stateful layer back to its *initial* state (a memory of zeros could not be addressed)."""
+        """Puts a stateful layer back to its *initial* state (a memory of zeros could not be addressed).
+
+        Needed also after weights were loaded or trained, where the initial state is learned.
+        """
         if self.states is not None:
             for variable, state in zip(self.states, self.get_initial_state(self.states[0].shape[0]), strict=True):
                 variable.assign(state)

@@ -38,7 +38,9 @@ def run_training(config: RunConfig, run_dir: Path, *, export_dir: Path | None, n
 
 
 def _tell(console: Console, config: RunConfig, result: Result, run_dir: Path) -> None:
-    verdict = "solved" if result.solved else f"NOT solved ({result.validation_wrong_bits:.2f} wrong bits a sequence)"
+    wrong = result.validation_wrong_bits
+    best = "never learned" if wrong is None else f"{wrong:.2f} wrong bits a validation sequence"
+    verdict = "solved" if result.solved else f"NOT solved ({best})"
     tried = "" if result.attempts == 1 else f", network {result.attempts} of at most {config.recipe.attempts}"
     console.print(f"{verdict} after {result.sequences:,} sequences in {result.seconds:.0f} s{tried}")
     console.print(f"the table and the pictures: python training/evaluate.py {run_dir}")

@@ -12,8 +12,10 @@ MODELS = ("ntm", "ntm-lstm", "lstm")
 
 
 # Fields of `Recipe` with the same range.
-_COUNTS = ("batch_size", "search_steps", "settle_steps", "attempts", "chunk", "validate_every", "validation_size")
-_COUNTS += ("faultless_validations",)
+_COUNTS = (
+    *("batch_size", "search_steps", "settle_steps", "attempts"),
+    *("chunk", "validate_every", "validation_size", "faultless_validations", "examination_size"),
+)
 _POSITIVE = ("learning_rate", "settle_rate", "epsilon", "clip_norm", "settle_clip_norm", "learned_below")
 
 
@@ -81,6 +83,8 @@ class Recipe:
         validation_size: sequences in a validation.
         faultless_validations: the run is solved when so many validations in a row had no wrong bit, with
             the noise off.
+        examination_size: further sequences that a solved network has to answer without a wrong bit.
+        compiled: whether XLA compiles the updates: seconds at the start, and many times faster after.
         curriculum: True: the sizes drawn grow with the success; False: the whole range from the start.
     """
 
@@ -102,6 +106,8 @@ class Recipe:
     validate_every: int = 100
     validation_size: int = 192
     faultless_validations: int = 3
+    examination_size: int = 1152
+    compiled: bool = True
     curriculum: bool = False
 
     def __post_init__(self) -> None:

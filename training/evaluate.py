@@ -12,6 +12,7 @@ if __package__ in (None, ""):  # Run as a file: its own directory gives way to t
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from training.config import ConfigError, RunConfig
+from training.results import Row
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,7 +59,7 @@ def _evaluate(configs: dict[Path, RunConfig], sequences: int, seed: int, *, pict
 
     import ntm  # noqa: F401  the layer has to be registered before a model with it is loaded
     from training import plots
-    from training.evaluation import Evaluator, Row
+    from training.evaluation import Evaluator
 
     tables: dict[Path, list[Row]] = {}
     for run, config in configs.items():
@@ -79,7 +80,7 @@ def _evaluate(configs: dict[Path, RunConfig], sequences: int, seed: int, *, pict
     print("pictures:", *sorted(str(path) for path in first.glob("*.png")))
 
 
-def print_table(run: Path, rows: Sequence[object]) -> None:
+def print_table(run: Path, rows: Sequence[Row]) -> None:
     """The table of one run: a line for each size."""
     from rich.console import Console
     from rich.table import Table
@@ -96,8 +97,7 @@ def print_table(run: Path, rows: Sequence[object]) -> None:
         "exact",
     ):
         table.add_column(heading, justify="right")
-    for row in rows:
-        size, sequences, asked, wrong, median, loss, exact = row  # type: ignore[misc]  # a Row
+    for size, sequences, asked, wrong, median, loss, exact in rows:
         right = f"{100 * (1 - wrong / asked):.3f} %"
         cells = (f"{asked:.0f}", f"{wrong:.4f}", f"{median:g}", right, f"{loss:.3f}", f"{100 * exact:.1f} %")
         table.add_row("x".join(map(str, size)), str(sequences), *cells)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.models import logits_model
+from training.results import Row
 from training.tasks import Batch, Task
 
 if keras.backend.backend() == "tensorflow":
@@ -30,31 +31,19 @@ class Answers(NamedTuple):
     asked_bits: npt.NDArray[np.float64]
 
 
-class Row(NamedTuple):
-    """One line of the table of results, over sequences of one size."""
-
-    size: tuple[int, ...]
-    sequences: int
-    asked_bits: float
-    wrong_bits: float
-    median_wrong_bits: float
-    loss_bits: float
-    exact: float
-
-
 class Evaluator:
     """Runs a model without noise.
 
     Args:
         model: from sequences to probabilities.
+        compiled: whether XLA compiles it.
     """
 
-    def __init__(self, model: keras.Sequential) -> None:
+    def __init__(self, model: keras.Sequential, *, compiled: bool = True) -> None:
         self.model = model
-        logits = logits_model(model)
-        self._predict = lambda inputs: logits(inputs, training=False)
-        if keras.backend.backend() == "tensorflow":
-            self._predict = tf.function(self._predict, jit_compile=True)
+        self._logits = logits_model(model)
+        graph = keras.backend.backend() == "tensorflow"
+        self._predict = tf.function(self._run, jit_compile=compiled) if graph else self._run
 
     def answer(self, batch: Batch) -> Answers:
         """The model's answers to a batch, counted."""
@@ -78,6 +67,9 @@ class Evaluator:
             float(found.loss_bits.mean()),
             float((found.wrong_bits == 0).mean()),
         )
+
+    def _run(self, inputs: Any) -> Any:
+        return self._logits(inputs, training=False)
 
     def _count(self, batch: Batch) -> Answers:
         """`answer` for few sequences; a smaller last slice is filled up, so that one shape is compiled."""

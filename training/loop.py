@@ -20,7 +20,7 @@ from training.step import Progress, Rates, Trainer
 from training.tasks import Batch
 
 # Streams of random numbers that must not meet.
-_DATA, _VALIDATION, _WEIGHTS = 1, 2, 3
+_DATA, _VALIDATION, _WEIGHTS, _EXAMINATION = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class Result:
         updates: of all attempts.
         sequences: trained on, of all attempts.
         seconds: from the call to the return, compilation included; of the last call, if the run was resumed.
-        validation_wrong_bits: mean wrong bits of a validation sequence, of the network kept.
+        validation_wrong_bits: mean wrong bits of a validation sequence, of the network kept; None if there
+            was no validation.
     """
 
     model: keras.Sequential
@@ -43,7 +44,7 @@ class Result:
     updates: int
     sequences: int
     seconds: float
-    validation_wrong_bits: float
+    validation_wrong_bits: float | None
 
     def summary(self) -> dict[str, Any]:
         """Everything but the model, for JSON."""
@@ -60,7 +61,7 @@ class Position:
         learned_at: the step at which the task was learned, or None while searching.
         updates: of all attempts.
         best: mean wrong bits of the best validation so far.
-        best_loss: mean loss and wrong bits of it together, by which the best is chosen.
+        best_loss: its mean loss in bits, which decides among equals.
         finished: nothing is left to do.
         solved: enough validations in a row were without a fault.
         faultless: how many of the last were, since the noise is off.
@@ -125,7 +126,7 @@ class _Run:
         self.noise = keras.Variable(0.0, trainable=False, name="head_parameter_noise")
         self.trainer = Trainer(self._build(0, small=True), self.recipe, self.noise)
         self.kept = self._build(0, small=False)
-        self.evaluator = Evaluator(self.kept)
+        self.evaluator = Evaluator(self.kept, compiled=self.recipe.compiled)
         self.validation = self.task.validation_batch(
             np.random.default_rng([config.seed, _VALIDATION]), self.recipe.validation_size
         )
@@ -145,7 +146,7 @@ class _Run:
             updates=self.position.updates,
             sequences=self.position.updates * self.recipe.batch_size,
             seconds=time.monotonic() - self.began,
-            validation_wrong_bits=self.position.best,
+            validation_wrong_bits=self.position.best if math.isfinite(self.position.best) else None,
         )
         (self.run_dir / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
         return result
@@ -191,19 +192,30 @@ class _Run:
         for variable, value in zip(self.kept.trainable_variables, self.trainer.average, strict=True):
             variable.assign(value)
         answers = self.evaluator.answer(self.validation)
-        wrong = float(answers.wrong_bits.mean())
-        # Loss and wrong bits together: many bits may be right by little.
-        loss = float(answers.loss_bits.mean()) + wrong
-        self.maxl = float(answers.loss_bits.max())
-        if loss < self.position.best_loss:
-            self.position.best_loss, self.position.best = loss, wrong
-            _save_model(self.kept, self.run_dir / "best.keras")
+        wrong, loss = float(answers.wrong_bits.mean()), float(answers.loss_bits.mean())
+        if (wrong, loss) < (self.position.best, self.position.best_loss):
+            self._keep(wrong, loss)
         # With noise a network may pass by luck and go astray in the next update: only what is settled counts.
         position = self.position
         position.faultless = position.faultless + 1 if wrong == 0 and not self._rates().noise else 0
-        if position.faultless >= self.recipe.faultless_validations:
+        if position.faultless >= self.recipe.faultless_validations and self._examine():
+            self._keep(wrong, loss)
             position.solved = position.finished = True
         return wrong
+
+    def _examine(self) -> bool:
+        """A last look at many more sequences, for faults too rare to be in the validation."""
+        generator = np.random.default_rng([self.config.seed, _EXAMINATION, self.position.updates])
+        for _ in range(math.ceil(self.recipe.examination_size / self.recipe.validation_size)):
+            batch = self.task.validation_batch(generator, self.recipe.validation_size)
+            if self.evaluator.answer(batch).wrong_bits.any():
+                return False
+        return True
+
+    def _keep(self, wrong: float, loss: float) -> None:
+        """The evaluated weights are the best so far."""
+        self.position.best, self.position.best_loss = wrong, loss
+        _save_model(self.kept, self.run_dir / "best.keras")
 
     def _grow(self, progress: Progress) -> None:
         """Draws larger sequences once the present ones are answered well."""
@@ -250,7 +262,16 @@ class _Run:
         if found is None:
             self.config.save(self.run_dir)
             return Position(difficulty=self._first_difficulty())
-        return Position(**found)
+        position = Position(**found)
+        self._forget_metrics_after(position.updates)
+        return position
+
+    def _forget_metrics_after(self, updates: int) -> None:
+        """Drops lines that were written after the last checkpoint: their updates are made again."""
+        path = self.run_dir / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["updates"] <= updates]
+        path.write_text("".join(whole))
 
     def _load_best(self) -> None:
         """The kept network is the best validated, or the last average if nothing was validated."""
@@ -271,9 +292,9 @@ class _Run:
             seconds=time.monotonic() - self.began,
             validation=validation,
         )
-        line = {"attempt": position.attempt, "step": position.step, "updates": position.updates}
+        line: dict[str, Any] = {"attempt": position.attempt, "step": position.step, "updates": position.updates}
         line |= {"sequences": report.sequences, "seconds": round(report.seconds, 3), "validation": validation}
-        line |= {"maxl": getattr(self, "maxl", 0), "learned": position.learned_at is not None, **progress._asdict()}
+        line |= {"learned": position.learned_at is not None, **progress._asdict()}
         with (self.run_dir / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps(line) + "\n")
         if self.on_report is not None:

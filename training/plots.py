@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
-from training.evaluation import Row
+from training.results import Row
 from training.tasks import Batch
 
 mpl.use("Agg")

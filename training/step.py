@@ -61,7 +61,7 @@ class Trainer:
         self._average = [keras.Variable(w, trainable=False, name=f"average_{i}") for i, w in enumerate(self._weights)]
         self.optimizer = keras.optimizers.Adam(recipe.learning_rate, beta_2=recipe.beta_2, epsilon=recipe.epsilon)
         self.optimizer.build(self._weights)
-        self._updates = tf.function(self._run_updates, jit_compile=True)
+        self._updates = tf.function(self._run_updates, jit_compile=recipe.compiled)
 
     @property
     def variables(self) -> list[keras.Variable]:

@@ -1,0 +1,1 @@
+"""The public API: one package for each version of it."""

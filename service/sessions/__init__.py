@@ -190,7 +190,7 @@ class SessionStore(Protocol):
         ...
 
     async def list_sessions(self, principal: str, *, after: str = "", limit: int) -> Sequence[SessionSummary]:
-        """One owner's live sessions, by id, those after ``after``; at most ``limit``. The last id is the next ``after``.
+        """One owner's live sessions by id, those after ``after``, at most ``limit``; the last id is the next ``after``.
 
         Raises:
             StoreUnavailable: the store could not be asked.

@@ -1,0 +1,105 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from training.config import ConfigError, RunConfig
+from training.loop import train_and_evaluate
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def saved(run_dir):
+    """All variables of a run's checkpoint, as bytes."""
+    with np.load(run_dir / "checkpoint.npz") as arrays:
+        return {name: arrays[name].tobytes() for name in arrays.files}
+
+
+def metrics(run_dir):
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """A run from beginning to end: its directory, result and reports."""
+    run_dir, reports = tmp_path_factory.mktemp("whole"), []
+    return run_dir, train_and_evaluate(tiny, run_dir, on_report=reports.append), reports
+
+
+def test_a_run_goes_through_its_phases_and_leaves_all_that_belongs_to_it(tiny, whole):
+    run_dir, result, reports = whole
+    assert not result.solved, "a few updates cannot solve it"
+    assert result.attempts == tiny.recipe.attempts
+    # Learned after the first chunk, then settling, for each of two networks.
+    assert result.updates == 2 * (2 + 6)
+    assert result.sequences == 2 * result.updates
+    assert [report.position.step for report in reports] == [2, 4, 6, 8] * 2
+    assert all(report.validation is not None for report in reports)
+    assert RunConfig.load(run_dir) == tiny
+    assert len(metrics(run_dir)) == 8
+    assert json.loads((run_dir / "result.json").read_text())["updates"] == result.updates
+    assert result.validation_wrong_bits == min(report.validation for report in reports)
+
+
+def test_the_network_kept_has_the_full_memory_and_the_best_weights(tiny, whole):
+    run_dir, result, _ = whole
+    loaded = keras.saving.load_model(run_dir / "best.keras")
+    assert loaded.get_layer("ntm").cell.n_slots == tiny.model.n_slots
+    inputs = np.random.default_rng(0).random((3, 9, 4)).astype(np.float32)
+    assert np.array_equal(loaded(inputs), result.model(inputs))
+
+
+def test_a_resumed_run_ends_with_the_same_bits_as_one_that_was_not_interrupted(tiny, whole, tmp_path):
+    for updates in (4, 10):  # Inside the settling of the first network, and of the second: noise, average and all.
+        train_and_evaluate(tiny, tmp_path, max_updates=updates)
+    train_and_evaluate(tiny, tmp_path)
+    assert saved(tmp_path) == saved(whole[0])
+    assert metrics(tmp_path) == metrics(whole[0])
+
+
+def test_another_seed_gives_other_weights_and_other_data(tiny, whole, tmp_path):
+    train_and_evaluate(dataclasses.replace(tiny, seed=2), tmp_path, max_updates=2)
+    assert metrics(tmp_path)[0] != metrics(whole[0])[0]
+
+
+def test_a_directory_with_another_run_is_refused(tiny, whole):
+    with pytest.raises(ConfigError, match="another configuration"):
+        train_and_evaluate(dataclasses.replace(tiny, seed=9), whole[0])
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(tiny, tmp_path):
+    config = dataclasses.replace(
+        tiny, recipe=dataclasses.replace(tiny.recipe, settle_steps=400, attempts=1, compiled=True)
+    )
+    (tmp_path / "config.json").write_text(config.to_json())
+    code = (
+        "import sys; from pathlib import Path; from training.config import RunConfig;"
+        "from training.loop import train_and_evaluate;"
+        "train_and_evaluate(RunConfig.load(Path(sys.argv[1])), Path(sys.argv[1]) / 'run')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY)
+    wait_for(lambda: (tmp_path / "run" / "checkpoint.npz").exists(), process)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    train_and_evaluate(config, tmp_path / "run")
+    train_and_evaluate(config, tmp_path / "whole")
+    assert saved(tmp_path / "run") == saved(tmp_path / "whole")
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
