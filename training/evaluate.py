@@ -75,7 +75,7 @@ def _evaluate(configs: dict[Path, RunConfig], sequences: int, seed: int, *, pict
     plots.generalisation({run.name: rows for run, rows in tables.items()}, first / "generalisation.png")
     model, task = keras.saving.load_model(first / "best.keras"), configs[first].make_task()
     if "ntm" in {layer.name for layer in model.layers}:
-        batch = task.test_batch(np.random.default_rng(seed), 1, task.sizes()[2])
+        batch = task.test_batch(np.random.default_rng(seed), 1, task.sizes()[len(task.sizes()) // 2])
         plots.memory_use(model, batch, first / "memory.png")
     print("pictures:", *sorted(str(path) for path in first.glob("*.png")))
 

@@ -2,10 +2,20 @@
 
 from typing import Any
 
+from training.tasks.associative_recall import AssociativeRecallTask
 from training.tasks.base import Batch, Task
 from training.tasks.copy import CopyTask
+from training.tasks.ngrams import NGramsTask
+from training.tasks.priority_sort import PrioritySortTask
+from training.tasks.repeat_copy import RepeatCopyTask
 
-TASKS: dict[str, Any] = {"copy": CopyTask}
+TASKS: dict[str, Any] = {
+    "copy": CopyTask,
+    "repeat-copy": RepeatCopyTask,
+    "associative-recall": AssociativeRecallTask,
+    "ngrams": NGramsTask,
+    "priority-sort": PrioritySortTask,
+}
 
 
 def make_task(name: str, **options: Any) -> Task:
