@@ -11,6 +11,8 @@ from service.errors import Draining, ServiceError
 # A response message holds about this many bytes of outputs at the most, so that it passes a client that still has
 # gRPC's default limit of 4 MiB. A single response may be larger.
 _MESSAGE_BYTES = 2 * 1024 * 1024
+# Past so many bytes of responses that the client has not taken, no more of its steps are read.
+_UNTAKEN_BYTES = 16 * 1024 * 1024
 
 
 class StepStream:
@@ -20,7 +22,8 @@ class StepStream:
         answer: Runs one step and returns its response; it raises only when its task is cancelled.
         refuse: The response of a step that is not run, or was cancelled: takes the request and the reason.
         check: Raises a ``ServiceError`` if a whole message cannot be taken; each of its steps is refused with it.
-        max_steps: Steps under way past which no more is read: the client feels it as HTTP/2 flow control.
+        max_steps: Steps that are under way or whose responses are not taken yet, past which no more is read: the client
+            feels it as HTTP/2 flow control. One that does not read its responses is soon not read either.
         drained: Set once the gateway answers nothing more: the stream ends, and its client goes to another gateway.
     """
 
@@ -41,6 +44,7 @@ class StepStream:
         self._tasks: dict[asyncio.Task[pb.StepResponse], pb.StepRequest] = {}
         self._by_id: dict[str, asyncio.Task[pb.StepResponse]] = {}
         self._done: deque[pb.StepResponse] = deque()
+        self._done_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -77,8 +81,9 @@ class StepStream:
             try:
                 self._check(message)
             except ServiceError as error:
-                self._done.extend(self._refuse(request, error) for request in message.requests)
-                self._wake.set()
+                for request in message.requests:
+                    await self._room.wait()
+                    self._answered(self._refuse(request, error))
                 continue
             for request in message.requests:
                 await self._room.wait()
@@ -95,16 +100,25 @@ class StepStream:
         if request.request_id:
             self._by_id[request.request_id] = task
         task.add_done_callback(self._finish)
-        if len(self._tasks) >= self._max_steps:
-            self._room.clear()
+        self._look_for_room()
 
     def _finish(self, task: asyncio.Task[pb.StepResponse]) -> None:
         request = self._tasks.pop(task)
         if self._by_id.get(request.request_id) is task:
             del self._by_id[request.request_id]
-        self._done.append(self._refuse(request, asyncio.CancelledError()) if task.cancelled() else task.result())
+        self._answered(self._refuse(request, asyncio.CancelledError()) if task.cancelled() else task.result())
+
+    def _answered(self, response: pb.StepResponse) -> None:
+        self._done.append(response)
+        self._done_bytes += len(response.outputs.content)
         self._wake.set()
-        self._room.set()
+        self._look_for_room()
+
+    def _look_for_room(self) -> None:
+        if len(self._tasks) + len(self._done) < self._max_steps and self._done_bytes < _UNTAKEN_BYTES:
+            self._room.set()
+        else:
+            self._room.clear()
 
     def _next_message(self) -> pb.StreamStepsResponse:
         """All the responses that are ready, or as many as make a message."""
@@ -113,4 +127,6 @@ class StepStream:
         while self._done and (not responses or size + len(self._done[0].outputs.content) <= _MESSAGE_BYTES):
             size += len(self._done[0].outputs.content)
             responses.append(self._done.popleft())
+        self._done_bytes -= size
+        self._look_for_room()
         return pb.StreamStepsResponse(responses=responses)
