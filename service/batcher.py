@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 # Of each batch, what is kept for chunks of several turns while shorter ones wait.
 _LONG_SHARE = 0.25
+_NOTHING: FloatArray = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,7 @@ class Batcher:
         self._policy = policy
         self._clock = clock
         self._lanes: dict[VersionKey, _Lane] = {}
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def submit(
         self, version: ModelVersion, inputs: FloatArray, state: FloatArray | None, deadline: float
@@ -85,28 +87,46 @@ class Batcher:
             ExecutorUnavailable, ModelVersionUnavailable: it could not be run.
         """
         lane = self._lanes.get(version.key)
-        if lane is None:
-            lane = self._lanes[version.key] = _Lane(self._executor, version, self._policy, self._clock)
+        if lane is None or lane.fingerprint != version.fingerprint:
+            lane = self._open(version)
         item = _Item(inputs, state, deadline, asyncio.get_running_loop().create_future())
         lane.put(item)
-        return await item.future
+        try:
+            return await item.future
+        finally:
+            if item.future.cancelled():
+                lane.left(item)
 
     def queued(self) -> dict[VersionKey, int]:
         """Chunks that wait, by version."""
         return {key: lane.queued for key, lane in self._lanes.items()}
 
+    def forget(self, key: VersionKey) -> None:
+        """A version is served no more: lets go of what is kept for it, and fails what still waits for it."""
+        lane = self._lanes.pop(key, None)
+        if lane is not None:
+            closing = asyncio.create_task(lane.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
     async def close(self) -> None:
         """Ends the workers and fails what still waits. Drain first."""
-        for lane in self._lanes.values():
-            await lane.close()
-        self._lanes.clear()
+        for key in tuple(self._lanes):
+            self.forget(key)
+        await asyncio.gather(*self._closing)
+
+    def _open(self, version: ModelVersion) -> "_Lane":
+        """A lane for a version; its number may have stood for another model before."""
+        self.forget(version.key)
+        self._lanes[version.key] = lane = _Lane(self._executor, version, self._policy, self._clock)
+        return lane
 
 
 @dataclass(slots=True, eq=False)
 class _Item:
     """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``.
 
-    ``turn`` is how many run in the batch that it is in.
+    ``turn`` is how many run in the batch that it is in, ``waits`` whether it is in none.
     """
 
     inputs: FloatArray
@@ -115,11 +135,17 @@ class _Item:
     future: asyncio.Future[tuple[FloatArray, FloatArray]]
     taken: int = 0
     turn: int = 0
+    waits: bool = False
     outputs: list[FloatArray] = field(default_factory=list)
 
     @property
     def left(self) -> int:
         return len(self.inputs) - self.taken
+
+    def drop(self) -> None:
+        """Lets go of what it holds."""
+        self.inputs, self.state = _NOTHING, None
+        self.outputs.clear()
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
@@ -147,6 +173,7 @@ class _Lane:
         self._short: deque[_Item] = deque()  # one turn finishes them
         self._long: deque[_Item] = deque()
         self._owed = 0.0  # rows that are kept for long ones
+        self._gone = 0  # at most so many of those that wait were cancelled
         self._filled = asyncio.Event()
         self._workers = [
             asyncio.create_task(self._work(), name=f"batcher {version.key} #{number}")
@@ -154,14 +181,34 @@ class _Lane:
         ]
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model that it runs."""
+        return self._version.fingerprint
+
+    @property
     def queued(self) -> int:
+        """Chunks that wait; those that were cancelled may be among them."""
         return len(self._short) + len(self._long)
 
     def put(self, item: _Item) -> None:
         # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
         short = not item.taken and item.left <= self._policy.max_steps_per_turn
         (self._short if short else self._long).append(item)
+        item.waits = True
         self._filled.set()
+
+    def left(self, item: _Item) -> None:
+        """Its caller gave it up: what it holds is let go at once, its place in the queue soon."""
+        if not item.waits:  # a batch reads it, and runs without it from then on
+            return
+        item.drop()
+        self._gone += 1
+        if 2 * self._gone > self.queued:
+            for queue in (self._short, self._long):
+                waiting = [waiting for waiting in queue if not waiting.future.done()]
+                queue.clear()
+                queue.extend(waiting)
+            self._gone = 0
 
     async def close(self) -> None:
         for worker in self._workers:
@@ -251,6 +298,7 @@ class _Lane:
             if item.deadline <= now:
                 item.fail(DeadlineExceeded("the step's time limit passed while it waited to run"))
                 continue
+            item.waits = False
             taken.append(item)
         return taken
 

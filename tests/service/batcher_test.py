@@ -1,4 +1,7 @@
 import asyncio
+import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable
 from service.types import StepBatchResult
 from tests.service.support import (
     INPUT_DIM,
+    OUTPUT_DIM,
     NumpyExecutor,
     compute,
     initial_state,
@@ -189,6 +193,48 @@ async def test_a_cancelled_chunk_leaves_its_place_and_its_batch_mates_alone():
     executor.gate.set()
     await asyncio.gather(waiting[0], waiting[2])
     assert [int((batch.lengths > 0).sum()) for batch in executor.batches] == [1, 2]
+    await batcher.close()
+
+
+async def test_what_was_cancelled_while_it_waited_holds_neither_memory_nor_a_place():
+    batcher, executor, _ = make()
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    waiting = [submit(batcher, random_inputs(1)) for _ in range(20)]
+    held = []
+
+    async def give_up(count):
+        for _ in range(count):
+            inputs = random_inputs(2)
+            held.append(weakref.ref(inputs))
+            task = submit(batcher, inputs)
+            await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    await give_up(5)
+    gc.collect()
+    assert sum(reference() is not None for reference in held) <= 1  # the last task's traceback has it
+    await give_up(500)
+    assert sum(batcher.queued().values()) <= 2 * len(waiting)
+    executor.gate.set()
+    await asyncio.gather(first, *waiting)
+    await batcher.close()
+
+
+async def test_a_number_that_has_come_to_stand_for_another_model_gets_queues_of_its_own():
+    batcher, executor, _ = make()
+    await submit(batcher, random_inputs(1))
+    wider = dataclasses.replace(version_of(fingerprint="f2"), output_dim=OUTPUT_DIM + 1)
+
+    def widen(batch):
+        good = compute(batch)
+        return StepBatchResult(np.pad(good.outputs, ((0, 0), (0, 0), (0, 1))), good.state)
+
+    executor.fault = widen
+    outputs, _ = await submit(batcher, random_inputs(2), version=wider)
+    assert outputs.shape == (2, OUTPUT_DIM + 1)
     await batcher.close()
 
 
