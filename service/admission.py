@@ -30,6 +30,11 @@ class Admission:
         """Steps under way now."""
         return self._steps
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of their inputs."""
+        return self._bytes
+
     def permit(self, nbytes: int, owner: str = "", owner_limit: int | None = None) -> "_Permit":
         """``with admission.permit(...):`` holds a place for one step, from its beginning to its end.
 

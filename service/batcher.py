@@ -15,6 +15,7 @@ The batcher knows neither sessions nor messages: inputs and a state go in, outpu
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ import numpy as np
 
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Executor
+from service.observing import SILENT, BatchRun, Observer
 from service.types import BoolArray, FloatArray, ModelVersion, StepBatch, StepBatchResult, VersionKey
 
 _log = logging.getLogger(__name__)
@@ -58,12 +60,24 @@ class Batcher:
         executor: What runs a batch.
         policy: How batches are formed.
         clock: The event loop's clock; deadlines are told on it.
+        observer: Hears of every batch.
+        timer: Seconds, finer than ``clock``: what durations are told by.
     """
 
-    def __init__(self, executor: Executor, *, policy: BatchPolicy, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        policy: BatchPolicy,
+        clock: Callable[[], float],
+        observer: Observer = SILENT,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._executor = executor
         self._policy = policy
         self._clock = clock
+        self._observer = observer
+        self._timer = timer
         self._lanes: dict[VersionKey, _Lane] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -99,7 +113,8 @@ class Batcher:
 
     def queued(self) -> dict[VersionKey, int]:
         """Chunks that wait, by version."""
-        return {key: lane.queued for key, lane in self._lanes.items()}
+        # Of a copy: another thread may ask.
+        return {key: lane.queued for key, lane in list(self._lanes.items())}
 
     def forget(self, key: VersionKey) -> None:
         """A version is served no more: lets go of what is kept for it, and fails what still waits for it."""
@@ -118,7 +133,9 @@ class Batcher:
     def _open(self, version: ModelVersion) -> "_Lane":
         """A lane for a version; its number may have stood for another model before."""
         self.forget(version.key)
-        self._lanes[version.key] = lane = _Lane(self._executor, version, self._policy, self._clock)
+        self._lanes[version.key] = lane = _Lane(
+            self._executor, version, self._policy, self._clock, self._observer, self._timer
+        )
         return lane
 
 
@@ -126,7 +143,8 @@ class Batcher:
 class _Item:
     """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``.
 
-    ``turn`` is how many run in the batch that it is in, ``waits`` whether it is in none.
+    ``turn`` is how many run in the batch that it is in, ``waits`` whether it is in none, ``since`` when it last went
+    into the queue.
     """
 
     inputs: FloatArray
@@ -136,6 +154,7 @@ class _Item:
     taken: int = 0
     turn: int = 0
     waits: bool = False
+    since: float = 0.0
     outputs: list[FloatArray] = field(default_factory=list)
 
     @property
@@ -164,12 +183,20 @@ class _Lane:
     """One model version's queues, and the workers that empty them."""
 
     def __init__(
-        self, executor: Executor, version: ModelVersion, policy: BatchPolicy, clock: Callable[[], float]
+        self,
+        executor: Executor,
+        version: ModelVersion,
+        policy: BatchPolicy,
+        clock: Callable[[], float],
+        observer: Observer,
+        timer: Callable[[], float],
     ) -> None:
         self._executor = executor
         self._version = version
         self._policy = policy
         self._clock = clock
+        self._observer = observer
+        self._timer = timer
         self._short: deque[_Item] = deque()  # one turn finishes them
         self._long: deque[_Item] = deque()
         self._owed = 0.0  # rows that are kept for long ones
@@ -192,6 +219,7 @@ class _Lane:
 
     def put(self, item: _Item) -> None:
         # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
+        item.since = self._timer()
         short = not item.taken and item.left <= self._policy.max_steps_per_turn
         (self._short if short else self._long).append(item)
         item.waits = True
@@ -285,7 +313,11 @@ class _Lane:
         turn = min(turn, policy.max_steps_per_turn)
         for item in long:
             item.turn = min(turn, item.left)
-        return short + long
+        items = short + long
+        if items:
+            now = self._timer()
+            self._observer.batch_formed(self._version.key, [now - item.since for item in items])
+        return items
 
     def _take(self, queue: deque[_Item], count: int) -> list[_Item]:
         """Up to ``count`` items that somebody still waits for."""
@@ -304,13 +336,23 @@ class _Lane:
 
     async def _execute(self, items: Sequence[_Item]) -> StepBatchResult:
         batch = self._gather(items)
+        began, failed = self._timer(), True
         try:
             async with asyncio.timeout(self._policy.executor_timeout):
                 result = await self._executor.step(self._version.key, batch)
+            _check_shapes(self._version, batch, result)
+            failed = False
         except TimeoutError:
             raise ExecutorUnavailable(f"the model did not answer within {self._policy.executor_timeout} s") from None
-        _check_shapes(self._version, batch, result)
+        finally:
+            seconds = self._timer() - began
+            self._observer.batch_ran(self._ran(items, batch, seconds, failed=failed))
         return result
+
+    def _ran(self, items: Sequence[_Item], batch: StepBatch, seconds: float, *, failed: bool) -> BatchRun:
+        rows, steps, _ = batch.inputs.shape
+        asked = sum(item.turn for item in items)
+        return BatchRun(self._version.key, len(items), asked, rows * steps, seconds, failed)
 
     def _gather(self, items: Sequence[_Item]) -> StepBatch:
         """Pads one slice of each item to the executor's bucket: one copy in for each row."""

@@ -66,6 +66,11 @@ class Settings(BaseSettings):
     port_file: Path | None = Field(
         default=None, description="Writes the port that is listened on to this file, for scripts that use port 0."
     )
+    metrics_listen: str | None = Field(
+        default=None,
+        description="Address on which Prometheus finds the gateway's metrics, HOST:PORT, path /metrics, in plain HTTP; "
+        "left out, nothing is counted. They name models and no client; keep the port to those who watch the gateway.",
+    )
     tls_key: Path | None = Field(default=None, description="PEM private key; with --tls-cert, the port speaks TLS.")
     tls_cert: Path | None = Field(
         default=None, description="PEM certificate chain. Key and certificates are read anew when the files change."
@@ -129,13 +134,18 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="How much is logged.")
+    log_sample: float = Field(
+        default=1.0, ge=0, le=1, description="Share of the requests that get a line in the log, at level debug."
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="'auto' is 'console' on a terminal and 'json' elsewhere."
     )
 
-    @field_validator("listen")
+    @field_validator("listen", "metrics_listen")
     @classmethod
-    def _check_listen(cls, value: str) -> str:
+    def _check_listen(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
         match = _ADDRESS.match(value)
         if match is None or int(match["port"]) > 65535:
             raise ValueError(

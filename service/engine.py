@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -25,6 +26,7 @@ from service.errors import (
     StepConflict,
 )
 from service.executors import Executor
+from service.observing import SILENT, Observer
 from service.seal import Snapshot
 from service.sessions import (
     Commit,
@@ -60,6 +62,8 @@ class Engine:
         batcher: Batches steps over ``executor``.
         admission: How much is taken on.
         clock: The event loop's clock.
+        observer: Hears of every step.
+        timer: Seconds, finer than ``clock``: what durations are told by.
 
     Attributes:
         catalog: The models that are served.
@@ -74,6 +78,8 @@ class Engine:
         batcher: Batcher,
         admission: Admission,
         clock: Callable[[], float],
+        observer: Observer = SILENT,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.catalog = Catalog(executor)
         self._store = store
@@ -81,6 +87,8 @@ class Engine:
         self._batcher = batcher
         self._admission = admission
         self._clock = clock
+        self._observer = observer
+        self._timer = timer
         self._turns = Turns()
         self.drained = asyncio.Event()
         self._initial_states: dict[tuple[VersionKey, str], FloatArray] = {}
@@ -103,16 +111,24 @@ class Engine:
         Raises:
             ServiceError: see the table of docs/api.md.
         """
+        began = self._timer()
+        session: Session | None = None
         with self._admission.permit(call.inputs.nbytes, call.key.principal, owner_limit):
             try:
                 async with asyncio.timeout_at(call.deadline), self._turns.of(call.key):
-                    return await self._apply(call, await self._store.load(call.key))
+                    session = await self._store.load(call.key)
+                    return await self._apply(call, session, began)
             except TimeoutError:
-                raise DeadlineExceeded(
+                expired = DeadlineExceeded(
                     "the step's time limit passed; whether it was applied shows when it is sent again"
-                ) from None
+                )
+                _mark(expired, session)
+                raise expired from None
+            except ServiceError as error:
+                _mark(error, session)
+                raise
 
-    async def _apply(self, call: StepCall, session: Session) -> StepReply:
+    async def _apply(self, call: StepCall, session: Session, began: float) -> StepReply:
         """Checked out: replay, or run and commit; once more where the session moved on meanwhile."""
         verdict = judge(session, call.position, call.digest)
         if verdict is not Verdict.RUN:
@@ -129,11 +145,16 @@ class Engine:
                     raise
                 session, verdict = stored, judge(stored, call.position, call.digest)
                 continue
+            committing = self._timer()
             outcome = await self._store.commit(call.key, commit)
             if isinstance(outcome, Committed):
+                now = self._timer()
+                self._observer.step_committed(session.info.version, now - began, now - committing)
                 return _last(outcome.session).reply
+            self._observer.commit_refused(session.info.version, outcome.verdict.value)
             verdict, session = outcome.verdict, outcome.session
         if verdict is Verdict.REPLAY:
+            self._observer.step_replayed(session.info.version)
             return _last(session).reply
         raise _refusal(call, session, verdict)
 
@@ -312,6 +333,12 @@ def _check_against(version: ModelVersion, call: StepCall, session: Session) -> N
         )
     if session.state is not None and session.state.shape != (version.state_size,):
         raise CorruptState(f"the stored state has shape {session.state.shape}; expected ({version.state_size},)")
+
+
+def _mark(error: ServiceError, session: Session | None) -> None:
+    """Notes on an error which model version it happened on."""
+    if session is not None:
+        error.version = session.info.version
 
 
 def _last(session: Session) -> LastStep:

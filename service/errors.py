@@ -16,6 +16,7 @@ class ServiceError(Exception):
         message: One sentence: what was expected and what came.
         metadata: ``ErrorInfo.metadata``: facts a program can use.
         retry_after: Seconds after which a retry makes sense (``RetryInfo``), or None where it makes none.
+        version: Name and version of the model that it happened on, where that is known: for the operator's metrics.
     """
 
     reason: ClassVar[str] = "INTERNAL"
@@ -24,6 +25,7 @@ class ServiceError(Exception):
     def __init__(self, message: str, **metadata: object) -> None:
         super().__init__(message)
         self.message = message
+        self.version: tuple[str, int] | None = None
         self.metadata: Mapping[str, str] = {name: str(value) for name, value in metadata.items()}
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import grpc
 from grpc_status import rpc_status
 
 from service.errors import ServiceError
 from service.identity import Principal, set_caller
+from service.logs import RequestLog
+from service.observing import Observer, reason_of
 from service.status import status_of
 
 _log = logging.getLogger(__name__)
@@ -45,10 +49,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     Args:
         authenticator: Tells who calls.
+        observer: Hears of every call.
+        requests: Gets a line for each.
     """
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticator, observer: Observer, requests: RequestLog) -> None:
         self._authenticator = authenticator
+        self._observer = observer
+        self._requests = requests
 
     async def intercept_service(
         self,
@@ -73,44 +81,93 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return handler
 
     def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
-        async def call(request: Any, context: _Context) -> Any:
-            started = time.perf_counter()
-            try:
-                self._identify(context)
-                response = await behavior(request, context)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the table has a status for it
-                await _abort(method, error, context)
-            _log.debug("%s ok in %.2f ms", method, 1e3 * (time.perf_counter() - started))
-            return response
+        async def answer(request: Any, context: _Context) -> Any:
+            with _Call(self._observer, self._requests, method, getattr(request, "session_id", "")) as call:
+                try:
+                    call.caller = self._identify(context).name
+                    response = await behavior(request, context)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the table has a status for it
+                    await call.abort(error, context)
+                call.code = "OK"
+                return response
 
-        return call
+        return answer
 
     def _stream(self, method: str, behavior: Callable[..., Any]) -> Callable[[Any, _Context], AsyncIterator[Any]]:
-        async def call(requests: Any, context: _Context) -> AsyncIterator[Any]:
-            try:
-                self._identify(context)
-                async for response in behavior(requests, context):
-                    yield response
-            except Exception as error:  # noqa: BLE001 - as above
-                await _abort(method, error, context)
+        async def answer(requests: Any, context: _Context) -> AsyncIterator[Any]:
+            with _Call(self._observer, self._requests, method, stream=True) as call:
+                try:
+                    call.caller = self._identify(context).name
+                    async for response in behavior(requests, context):
+                        yield response
+                except Exception as error:  # noqa: BLE001 - as above
+                    await call.abort(error, context)
+                call.code = "OK"
 
-        return call
+        return answer
 
-    def _identify(self, context: _Context) -> None:
+    def _identify(self, context: _Context) -> Principal:
         metadata = context.invocation_metadata() or ()
         authorization = next((str(value) for key, value in metadata if key == "authorization"), None)
         certificate = next(iter(context.auth_context().get("x509_common_name", ())), None)
         caller = self._authenticator.caller(authorization, certificate.decode() if certificate else None)
-        caller()
+        principal = caller()
         set_caller(caller)
+        return principal
 
 
-async def _abort(method: str, error: Exception, context: _Context) -> None:
-    if isinstance(error, grpc.aio.AbortError):  # the handler has already answered
-        raise error
-    if isinstance(error, ServiceError):
-        _log.debug("%s refused: %s: %s", method, error.reason, error.message)
-    else:
-        _log.error("%s failed", method, exc_info=error)
-    status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
+class _Call:
+    """One call or stream from its beginning to its end: counted and logged, however it ends."""
+
+    def __init__(
+        self, observer: Observer, requests: RequestLog, method: str, session_id: str = "", *, stream: bool = False
+    ) -> None:
+        self._observer = observer
+        self._requests = requests
+        self._method = method
+        self._rpc = method.rpartition("/")[2]
+        self._session_id = session_id
+        self._stream = stream
+        self._began = 0.0
+        self._reason = ""
+        self.caller = ""
+        self.code = ""  # until there is another, it was cancelled
+
+    async def abort(self, error: Exception, context: _Context) -> NoReturn:
+        """Answers with the status of an error."""
+        if isinstance(error, grpc.aio.AbortError):  # the handler has already answered
+            self.code = context.code().name if isinstance(context.code(), grpc.StatusCode) else "UNKNOWN"
+            raise error
+        self._observer.failed(error)
+        self._reason = reason_of(error)
+        if not isinstance(error, ServiceError):
+            _log.error("%s failed", self._method, exc_info=error)
+        status = rpc_status.to_status(status_of(error))
+        self.code = status.code.name
+        await context.abort(status.code, status.details, status.trailing_metadata)
+        raise AssertionError("abort returned")
+
+    def __enter__(self) -> Self:
+        self._began = time.perf_counter()
+        if self._stream:
+            self._observer.stream_opened(self._rpc)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        seconds = time.perf_counter() - self._began
+        if not self.code:
+            self.code = self._reason = "CANCELLED"
+            if not self._stream:  # of a stream, the steps that it cancelled are counted
+                self._observer.failed(asyncio.CancelledError())
+        self._observer.call_ended(self._rpc, self.code, seconds)
+        if self._requests.wanted():
+            self._requests.write(
+                self._rpc,
+                code=self.code,
+                seconds=seconds,
+                session_id=self._session_id,
+                reason=self._reason,
+                caller=self.caller,
+            )

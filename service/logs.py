@@ -1,7 +1,10 @@
 """Logging: one line an event on standard error, for people on a terminal and as JSON elsewhere."""
 
+import hashlib
 import logging
+import random
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import structlog
@@ -38,3 +41,30 @@ def configure_logging(level: str, style: Literal["auto", "console", "json"]) -> 
     root.setLevel(level.upper())
     # gRPC's own loggers tell of every broken connection; that is a client's everyday life.
     logging.getLogger("grpc").setLevel(logging.ERROR)
+
+
+class RequestLog:
+    """A line at level debug for each request, or for a share of them.
+
+    It says what was called, by whom, how it ended and how long it took: never inputs, outputs, tokens or error texts,
+    and of a session's id, which may be all that guards the session, a digest that tells sessions apart.
+
+    Args:
+        share: Of the requests, how many get a line: 0 to 1.
+        draw: Random numbers of 0 to 1.
+    """
+
+    def __init__(self, share: float, draw: Callable[[], float] = random.random) -> None:
+        self._share = share
+        self._draw = draw
+        self._log = logging.getLogger("service.requests")
+
+    def wanted(self) -> bool:
+        """Whether the request that is asked for gets a line."""
+        return self._log.isEnabledFor(logging.DEBUG) and (self._share >= 1 or self._draw() < self._share)
+
+    def write(self, rpc: str, *, code: str, seconds: float, session_id: str = "", **facts: object) -> None:
+        """Writes the line."""
+        session = hashlib.sha256(session_id.encode()).hexdigest()[:12] if session_id else ""
+        known = {"rpc": rpc, "code": code, "ms": round(1e3 * seconds, 3), "session": session, **facts}
+        self._log.debug("request", extra={name: value for name, value in known.items() if value != ""})

@@ -31,7 +31,8 @@ from service.engine import Engine
 from service.errors import ModelLoadError
 from service.executors import Executor
 from service.interceptors import Authenticator, CallInterceptor
-from service.logs import configure_logging
+from service.logs import RequestLog, configure_logging
+from service.monitor import Monitor
 from service.seal import Sealer
 from service.servicer import Limits, ModelServicer, SequenceServicer
 from service.sessions import SessionStore
@@ -69,19 +70,22 @@ class Gateway:
     def __init__(self, settings: Settings, *, executor: Executor, store: SessionStore) -> None:
         self._settings = settings
         clock = asyncio.get_running_loop().time
+        self.monitor = Monitor(settings)
+        observer = self.monitor.observer
+        batcher = Batcher(executor, policy=_batch_policy(settings), clock=clock, observer=observer)
+        admission = Admission(max_steps=settings.max_queued_steps, max_bytes=settings.max_queued_bytes)
         self.engine = Engine(
-            store=store,
-            executor=executor,
-            batcher=Batcher(executor, policy=_batch_policy(settings), clock=clock),
-            admission=Admission(max_steps=settings.max_queued_steps, max_bytes=settings.max_queued_bytes),
-            clock=clock,
+            store=store, executor=executor, batcher=batcher, admission=admission, clock=clock, observer=observer
         )
+        self.monitor.watch(admission, batcher)
+        self._requests = RequestLog(settings.log_sample)
         self._health = health_aio.HealthServicer()
         self._authenticator = _authenticator(settings)
         self._credentials = _credentials(settings)
         self._sealer = Sealer(_secret(settings))
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._authenticator)], options=_server_options(settings)
+            interceptors=[CallInterceptor(self._authenticator, observer, self._requests)],
+            options=_server_options(settings),
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -95,7 +99,7 @@ class Gateway:
             StartError: the address cannot be listened on.
         """
         limits = _limits(self._settings)
-        servicer = SequenceServicer(self.engine, limits, self._sealer)
+        servicer = SequenceServicer(self.engine, limits, self._sealer, self.monitor.observer, self._requests)
         sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.engine), self._server)
         self._server.add_generic_rpc_handlers((health_handlers(self._health),))
@@ -111,6 +115,10 @@ class Gateway:
                 port = self._server.add_secure_port(self._settings.listen, self._credentials)
         except RuntimeError:
             raise StartError(f"cannot listen on {self._settings.listen}: is another server running there?") from None
+        try:
+            self.monitor.listen()
+        except OSError as error:
+            raise StartError(f"cannot listen on {self._settings.metrics_listen}: {error.strerror or error}") from None
         await self._server.start()
         return port
 
@@ -125,6 +133,7 @@ class Gateway:
             asyncio.create_task(self.engine.sweep_forever(_SWEEP_EVERY_S)),
             asyncio.create_task(_reload_forever(self._authenticator)),
         ]
+        self.monitor.start(self.engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def drain(self) -> bool:
@@ -134,10 +143,13 @@ class Gateway:
         await self._server.stop(_STOP_GRACE_S)
         for task in self._tasks:
             task.cancel()
+        self.monitor.stop()
         await self.engine.close()
+        await self.monitor.close()
         return finished
 
     async def _set_health(self, status: int) -> None:
+        self.monitor.observer.serving(now=status == health_pb2.HealthCheckResponse.SERVING)
         for name in ("", *_SERVICES):
             await self._health.set(name, status)
 
@@ -174,7 +186,7 @@ async def serve_with(settings: Settings, *, executor: Executor, store: SessionSt
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     gateway = Gateway(settings, executor=executor, store=store)
     try:
-        _announce(settings, await gateway.listen())
+        _announce(settings, await gateway.listen(), gateway.monitor.port)
         if await _unless(stop, gateway.open()):
             _log.info("serving", extra=_what_is_served(gateway, time.monotonic() - started))
             await stop.wait()
@@ -230,9 +242,11 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
         stopping.cancel()
 
 
-def _announce(settings: Settings, port: int) -> None:
+def _announce(settings: Settings, port: int, metrics_port: int | None) -> None:
     address = f"{settings.listen_host}:{port}"
     print(f"listening on {address}", flush=True)
+    if settings.metrics_listen is not None:
+        print(f"metrics on http://{settings.metrics_listen.rpartition(':')[0]}:{metrics_port}/metrics", flush=True)
     if settings.port_file is not None:
         # By rename, so that whoever waits for the file never reads half of it.
         partial = settings.port_file.with_name(settings.port_file.name + ".partial")

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
+from google.rpc import code_pb2
 
 from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import model_service_pb2_grpc, sequence_service_pb2_grpc
@@ -17,6 +19,8 @@ from service.catalog import not_served
 from service.engine import Engine
 from service.errors import ServiceError
 from service.identity import current
+from service.logs import RequestLog
+from service.observing import Observer, reason_of
 from service.seal import Sealer
 from service.status import status_of
 from service.step_stream import StepStream
@@ -49,12 +53,24 @@ class Limits:
 
 
 class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
-    """``ntm_serving.v1.SequenceService``."""
+    """``ntm_serving.v1.SequenceService``.
 
-    def __init__(self, engine: Engine, limits: Limits, sealer: Sealer) -> None:
+    Args:
+        engine: What is called.
+        limits: What a request may ask for.
+        sealer: Seals snapshots and page tokens.
+        observer: Hears of each step of a message that fails; of calls, the interceptor tells it.
+        requests: Gets a line for each step of a message.
+    """
+
+    def __init__(
+        self, engine: Engine, limits: Limits, sealer: Sealer, observer: Observer, requests: RequestLog
+    ) -> None:
         self._engine = engine
         self._limits = limits
         self._sealer = sealer
+        self._observer = observer
+        self._requests = requests
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
         name = codec.parse_id(request.model.name, "model.name")
@@ -117,7 +133,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     ) -> AsyncIterator[pb.StreamStepsResponse]:
         stream = StepStream(
             answer=self._answer,
-            refuse=lambda step, error: codec.render_failure(step, status_of(error)),
+            refuse=self._refuse,
             check=lambda message: codec.check_message(message, self._limits.max_message_bytes),
             max_steps=self._limits.max_stream_steps,
             drained=self._engine.drained,
@@ -147,13 +163,29 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     async def _answer(self, request: pb.StepRequest, remaining: float | None = None) -> pb.StepResponse:
         """Runs one step among others: what goes wrong with it stands in its own response."""
+        began = time.perf_counter()
         try:
-            return await self._step(request, remaining)
+            response = await self._step(request, remaining)
         except ServiceError as error:
-            return codec.render_failure(request, status_of(error))
+            return self._refuse(request, error, began)
         except Exception as error:  # noqa: BLE001 - a bug met by one step must not end the stream of the others
             _log.exception("a step failed in a way that it should not")
-            return codec.render_failure(request, status_of(error))
+            return self._refuse(request, error, began)
+        if self._requests.wanted():
+            self._note(request, "OK", "", began)
+        return response
+
+    def _refuse(self, request: pb.StepRequest, error: BaseException, began: float | None = None) -> pb.StepResponse:
+        """The response of a step among others that failed, or was not even run."""
+        self._observer.failed(error)
+        response = codec.render_failure(request, status_of(error))
+        if self._requests.wanted():
+            self._note(request, code_pb2.Code.Name(response.status.code), reason_of(error), began)
+        return response
+
+    def _note(self, request: pb.StepRequest, code: str, reason: str, began: float | None) -> None:
+        seconds = 0.0 if began is None else time.perf_counter() - began
+        self._requests.write("step", code=code, seconds=seconds, session_id=request.session_id, reason=reason)
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
