@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ("service", "protos", "tests/service", "pyproject.toml")
+COPIED = ("service", "protos", "tests/service", "docs/durability.md", "pyproject.toml")
 
 MEMORY = "service/sessions/memory.py"
 SESSIONS = "service/sessions/__init__.py"

