@@ -31,6 +31,20 @@ _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 _VERSION_LABELS = ("model", "version")
+# Reasons that alerts look for: they are there from the start with 0, since a rate sees no first step out of nothing.
+_ALERTED = (
+    "BAD_MODEL_OUTPUT",
+    "COMMIT_UNKNOWN",
+    "CORRUPT_STATE",
+    "DEADLINE_EXCEEDED",
+    "EXECUTOR_UNAVAILABLE",
+    "FINGERPRINT_MISMATCH",
+    "INTERNAL",
+    "MODEL_VERSION_UNAVAILABLE",
+    "OVERLOADED",
+    "STORE_UNAVAILABLE",
+    "UNAUTHENTICATED",
+)
 
 
 class Histogram:
@@ -154,6 +168,8 @@ class Metrics(Observer, Collector):
         Info("ntm_build", "The release that runs.", registry=registry).info({"version": _release()})
         ProcessCollector(registry=registry)
         registry.register(self)
+        for reason in _ALERTED:
+            self._errors.labels(reason, "", "")
 
     def watch(self, watched: Watched) -> None:
         """Says what to read at each scrape."""
@@ -217,6 +233,10 @@ class Metrics(Observer, Collector):
     def versions_served(self, keys: Iterable[VersionKey]) -> None:
         """See ``Observer.versions_served``."""
         self._served = dict.fromkeys(keys, 1)
+        for key in self._served.keys() - self._versions.keys():
+            self._of(key)
+            for reason in _ALERTED:
+                self._errors.labels(reason, *_labels(key))
 
     def serving(self, *, now: bool) -> None:
         """See ``Observer.serving``."""

@@ -1,0 +1,56 @@
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.observe.prometheus import ALERTS, DEPLOY, needs_prometheus
+
+ALERT_NAMES = re.findall(r"^ *- alert: (\w+)$", ALERTS.read_text(), re.MULTILINE)
+DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "gateway.json").read_text())
+
+
+@needs_prometheus
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "rules", "alerts.yml"),
+        ("check", "config", "prometheus.yml"),
+        ("test", "rules", "alerts_test.yml"),
+    ],
+    ids=" ".join,
+)
+def test_promtool_finds_nothing_wrong(arguments):
+    done = subprocess.run(
+        ["promtool", *arguments], cwd=ALERTS.parent, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_alert_is_shown_to_fire_and_not_to_fire():
+    cases = (DEPLOY / "prometheus" / "alerts_test.yml").read_text().split("  - name: ")[1:]
+    assert [case.split("\n")[0] for case in cases] == ALERT_NAMES
+    for case in cases:
+        assert case.count("exp_alerts: []") == 1
+        assert case.count("- exp_labels:") == 1
+
+
+def test_the_dashboard_is_one_that_grafana_takes():
+    """Unique ids and letters, panels that do not overlap, queries of the data source that can be chosen."""
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert at["x"] + at["w"] <= 24
+        assert not cells & places, panel["title"]
+        places |= cells
+        if panel["type"] == "row":
+            continue
+        targets = panel["targets"]
+        assert len({target["refId"] for target in targets}) == len(targets)
+        assert all(target["datasource"]["uid"] == "${datasource}" for target in targets)
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["description"]
+    assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "instance", "model"}
