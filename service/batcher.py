@@ -243,7 +243,7 @@ class _Lane:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         for item in (*self._short, *self._long):
-            item.fail(ExecutorUnavailable("the gateway closed before the step could run"))
+            item.fail(ExecutorUnavailable("the model went away before the step could run"))
 
     async def _work(self) -> None:
         """Forms a batch and runs it, over and over; hands out the results of one while the next one runs."""

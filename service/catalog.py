@@ -1,11 +1,31 @@
-"""The catalog: which model versions are served, and which of them a session is pinned to."""
+"""The catalog: which model versions there are, and which of them a session is pinned to."""
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from service.errors import ExecutorUnavailable, FingerprintMismatch, ModelNotFound, ModelVersionUnavailable
 from service.executors import Executor
 from service.sessions import SessionInfo
-from service.types import ModelVersion, VersionKey
+from service.types import ModelVersion, VersionKey, VersionState, VersionStatus
+
+_GONE = VersionStatus(VersionState.UNAVAILABLE, "not served; its sessions are kept until it is back")
+_UNTOLD = VersionStatus(VersionState.AVAILABLE)
+
+
+class Listed(NamedTuple):
+    """A version as the catalog shows it.
+
+    Attributes:
+        key: Which version.
+        status: Its state.
+        version: What it says of itself; None where it cannot be stepped.
+        sessions: Live sessions that are pinned to it.
+    """
+
+    key: VersionKey
+    status: VersionStatus
+    version: ModelVersion | None
+    sessions: int
 
 
 class Catalog:
@@ -19,43 +39,41 @@ class Catalog:
         """The executor has its models: what it does not have from now on is not there."""
         self._open = True
 
-    def models(self) -> dict[str, list[ModelVersion]]:
-        """Every model by name, its versions newest first.
+    def models(self, sessions: Mapping[VersionKey, int]) -> dict[str, list[Listed]]:
+        """Every model by name, its versions newest first: also those that cannot be stepped.
+
+        Args:
+            sessions: Live sessions by version. One that has some is listed even if nothing else knows of it.
 
         Raises:
             ExecutorUnavailable: they are still being loaded.
         """
-        models: dict[str, list[ModelVersion]] = {}
         versions = self._versions()
-        for key in sorted(versions, key=lambda key: (key.model, -key.version)):
-            models.setdefault(key.model, []).append(versions[key])
+        statuses = self._executor.statuses()
+        models: dict[str, list[Listed]] = {}
+        for key in sorted({*versions, *statuses, *sessions}, key=lambda key: (key.model, -key.version)):
+            version = versions.get(key)
+            status = statuses.get(key, _GONE if version is None else _UNTOLD)
+            models.setdefault(key.model, []).append(Listed(key, status, version, sessions.get(key, 0)))
         return models
 
-    def model(self, name: str) -> list[ModelVersion]:
-        """One model's versions, newest first.
-
-        Raises:
-            ModelNotFound: it is not served.
-        """
-        versions = self.models().get(name)
-        if versions is None:
-            raise not_served(name)
-        return versions
-
-    def resolve(self, name: str, version: int | None) -> ModelVersion:
+    def resolve(self, name: str, number: int | None) -> ModelVersion:
         """The version that a new session gets: the one it asks for, or the newest.
 
         Raises:
             ModelNotFound: no such model, or no such version.
         """
-        versions = self.model(name)
-        if version is None:
-            return versions[0]
-        for candidate in versions:
-            if candidate.key.version == version:
-                return candidate
-        served = ", ".join(str(candidate.key.version) for candidate in versions)
-        raise ModelNotFound(f"model {name!r} has no version {version}; served: {served}", model=name, version=version)
+        versions = self._versions()
+        newest = self._executor.newest(name)
+        if newest is None:
+            raise not_served(name)
+        key = newest if number is None else VersionKey(name, number)
+        version = versions.get(key)
+        if version is None or self._is_draining(key):
+            served = ", ".join(str(k.version) for k in sorted(versions, reverse=True) if k.model == name)
+            what = "has no" if version is None else "takes no new sessions on"
+            raise ModelNotFound(f"model {name!r} {what} version {key.version}; served: {served}", model=name)
+        return version
 
     def pinned(self, session: SessionInfo) -> ModelVersion:
         """The version that a session was opened with.
@@ -91,7 +109,16 @@ class Catalog:
                 f"no version that is served is the model of {preferred} that the snapshot was taken of",
                 expected=fingerprint,
             )
-        return max(same, key=lambda version: (version.key == preferred, version.key.version, version.key.model))
+
+        def fitness(version: ModelVersion) -> tuple[bool, bool, int, str]:
+            key = version.key
+            return not self._is_draining(key), key == preferred, key.version, key.model
+
+        return max(same, key=fitness)
+
+    def _is_draining(self, key: VersionKey) -> bool:
+        status = self._executor.statuses().get(key)
+        return status is not None and status.state is VersionState.DRAINING
 
     def _versions(self) -> Mapping[VersionKey, ModelVersion]:
         if not self._open:

@@ -13,12 +13,14 @@ from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
+from service.catalog import Listed
 from service.sessions import Session, SessionSummary
-from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionKey
+from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionState
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LITTLE_FLOAT32 = np.dtype("<f4")
 _FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
+_STATES = {state: model_pb.ModelVersion.State.Value(f"STATE_{state.name}") for state in VersionState}
 MAX_REQUEST_ID = 64
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
@@ -189,17 +191,22 @@ def render_state(components: dict[str, FloatArray]) -> list[pb.StateTensor]:
     return [pb.StateTensor(name=name, value=render_tensor(value)) for name, value in components.items()]
 
 
-def render_model(name: str, versions: list[ModelVersion], counts: dict[VersionKey, int]) -> model_pb.Model:
-    """A model; ``counts`` has the live sessions of each version."""
-    return model_pb.Model(
-        name=name, versions=[_render_version(version, counts.get(version.key, 0)) for version in versions]
-    )
+def render_model(name: str, versions: list[Listed]) -> model_pb.Model:
+    """A model and its versions."""
+    return model_pb.Model(name=name, versions=[_render_version(listed) for listed in versions])
 
 
-def _render_version(version: ModelVersion, session_count: int) -> model_pb.ModelVersion:
+def _render_version(listed: Listed) -> model_pb.ModelVersion:
+    message = model_pb.ModelVersion() if listed.version is None else _render_description(listed.version)
+    message.version = listed.key.version
+    message.state = _STATES[listed.status.state]
+    message.state_message = listed.status.message
+    message.session_count = listed.sessions
+    return message
+
+
+def _render_description(version: ModelVersion) -> model_pb.ModelVersion:
     return model_pb.ModelVersion(
-        version=version.key.version,
-        state=model_pb.ModelVersion.STATE_AVAILABLE,
         fingerprint=version.fingerprint,
         input_dim=version.input_dim,
         output_dim=version.output_dim,
@@ -210,7 +217,6 @@ def _render_version(version: ModelVersion, session_count: int) -> model_pb.Model
         ],
         keras_config_json=version.keras_config_json,
         task=version.task,
-        session_count=session_count,
     )
 
 

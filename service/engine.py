@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
@@ -11,7 +12,7 @@ import numpy as np
 
 from service.admission import Admission
 from service.batcher import Batcher
-from service.catalog import Catalog
+from service.catalog import Catalog, Listed, not_served
 from service.errors import (
     CorruptState,
     DeadlineExceeded,
@@ -24,6 +25,7 @@ from service.errors import (
     SessionLimit,
     SessionNotFound,
     StepConflict,
+    StoreUnavailable,
 )
 from service.executors import Executor
 from service.observing import SILENT, Observer
@@ -40,7 +42,18 @@ from service.sessions import (
     judge,
 )
 from service.turns import Turns
-from service.types import FloatArray, ModelVersion, SessionKey, StepBatch, StepCall, StepReply, VersionKey
+from service.types import (
+    FloatArray,
+    ModelVersion,
+    SessionKey,
+    StepBatch,
+    StepCall,
+    StepReply,
+    VersionKey,
+    VersionState,
+)
+
+_log = logging.getLogger(__name__)
 
 # A session outlives the time limit of the step that it is checked out for by this much.
 _CHECKOUT_MARGIN_S = 5.0
@@ -92,6 +105,8 @@ class Engine:
         self._turns = Turns()
         self.drained = asyncio.Event()
         self._initial_states: dict[tuple[VersionKey, str], FloatArray] = {}
+        self._seen: object = None
+        self._homeless: set[VersionKey] = set()
 
     async def start(self) -> None:
         """Loads or finds the models. Until then everything that needs one is refused with ExecutorUnavailable.
@@ -283,15 +298,51 @@ class Engine:
         }
         return InspectedState(session, components)
 
-    async def session_counts(self) -> dict[VersionKey, int]:
-        """Live sessions by version."""
-        return await self._store.counts()
+    async def models(self) -> dict[str, list[Listed]]:
+        """Every model by name, its versions newest first, with their states and live sessions.
+
+        Raises:
+            ExecutorUnavailable: they are still being loaded.
+        """
+        return self.catalog.models(await self._store.counts())
+
+    async def model(self, name: str) -> list[Listed]:
+        """One model's versions, newest first.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
+        listed = (await self.models()).get(name)
+        if listed is None:
+            raise not_served(name)
+        return listed
 
     async def sweep_forever(self, every: float) -> NoReturn:
-        """Removes expired sessions, every so many seconds, until cancelled."""
+        """Removes expired sessions and versions that are done with, every so many seconds, until cancelled."""
         while True:
             await asyncio.sleep(every)
             await self._store.sweep()
+            with contextlib.suppress(StoreUnavailable):  # there is a next time
+                await self.mind_versions()
+
+    async def mind_versions(self) -> None:
+        """Lets go of versions that take no new sessions and have none left; tells of sessions whose version is gone."""
+        versions, statuses = self._executor.versions(), self._executor.statuses()
+        draining = [key for key, status in statuses.items() if status.state is VersionState.DRAINING]
+        seen = (frozenset(versions), frozenset(draining))
+        if seen == self._seen and not draining:
+            return
+        self._seen = seen
+        for key in self._batcher.queued().keys() - versions.keys():
+            self._batcher.forget(key)
+        counts = await self._store.counts()
+        for key in draining:
+            if not counts.get(key):
+                await self._executor.release(key)
+        homeless = {key for key in counts if key not in versions}
+        for key in homeless - self._homeless:
+            _log.warning("%d sessions are pinned to %s, which is not served; they are kept", counts[key], key)
+        self._homeless = homeless
 
     async def drain(self, limit: float) -> bool:
         """Takes nothing new and waits for what is under way; returns whether it finished within ``limit`` seconds."""

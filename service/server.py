@@ -255,8 +255,8 @@ def _announce(settings: Settings, port: int, metrics_port: int | None) -> None:
 
 
 def _what_is_served(gateway: Gateway, seconds: float) -> dict[str, object]:
-    models = gateway.engine.catalog.models()
-    versions = {name: [version.key.version for version in found] for name, found in models.items()}
+    models = gateway.engine.catalog.models({})
+    versions = {name: [listed.key.version for listed in found if listed.version] for name, found in models.items()}
     return {"models": versions, "startup_s": round(seconds, 2)}
 
 

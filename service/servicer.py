@@ -195,19 +195,17 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self._engine = engine
 
     async def ListModels(self, request: model_pb.ListModelsRequest, context: Context) -> model_pb.ListModelsResponse:
-        counts = await self._engine.session_counts()
-        models = self._engine.catalog.models()
+        models = await self._engine.models()
         may_use = current().may_use
         return model_pb.ListModelsResponse(
-            models=[codec.render_model(name, versions, counts) for name, versions in models.items() if may_use(name)]
+            models=[codec.render_model(name, versions) for name, versions in models.items() if may_use(name)]
         )
 
     async def GetModel(self, request: model_pb.GetModelRequest, context: Context) -> model_pb.Model:
         name = codec.parse_id(request.name, "name")
         if not current().may_use(name):
             raise not_served(name)
-        versions = self._engine.catalog.model(name)
-        return codec.render_model(name, versions, await self._engine.session_counts())
+        return codec.render_model(name, await self._engine.model(name))
 
 
 def _key(session_id: str) -> SessionKey:

@@ -1,5 +1,6 @@
 """The values that the parts of the gateway pass to each other. Frozen, and free of protobuf, gRPC and TensorFlow."""
 
+import enum
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -43,6 +44,28 @@ class ModelVersion:
     state_layout: tuple[StateComponent, ...]
     keras_config_json: str = field(repr=False, default="")
     task: str = ""
+
+
+class VersionState(enum.Enum):
+    """What a version is good for."""
+
+    LOADING = "loading"
+    """It is being loaded."""
+    AVAILABLE = "available"
+    """It takes new sessions and steps."""
+    DRAINING = "draining"
+    """It steps the sessions that it has and takes no new ones."""
+    FAILED = "failed"
+    """It could not be loaded."""
+    UNAVAILABLE = "unavailable"
+    """It is not served; the sessions that it has are kept until it is back."""
+
+
+class VersionStatus(NamedTuple):
+    """A version's state, and what there is to say about it."""
+
+    state: VersionState
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,9 @@ class ModelVersion:
 
     Attributes:
         version: Its number; the highest is the newest.
-        state: ``"AVAILABLE"``, ``"LOADING"``, ``"DRAINING"`` or ``"FAILED"``.
-        state_message: Why it failed.
+        state: ``"AVAILABLE"``, ``"LOADING"``, ``"DRAINING"``, ``"FAILED"`` or ``"UNAVAILABLE"``. What follows
+            ``state_message``, but for ``session_count``, is empty in a version that cannot be stepped.
+        state_message: Why it is in that state, where there is something to say.
         fingerprint: SHA-256 over config, state layout and weights, in hexadecimal.
         input_dim: Features of one time step of inputs.
         output_dim: Features of one time step of outputs.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey
+from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey, VersionStatus
 
 
 class Executor(Protocol):
@@ -24,6 +24,18 @@ class Executor(Protocol):
 
     def versions(self) -> Mapping[VersionKey, ModelVersion]:
         """The versions that can be stepped now. Cheap: it is asked on every request."""
+        ...
+
+    def newest(self, model: str) -> VersionKey | None:
+        """The version that new sessions of a model get; None where it takes none."""
+        ...
+
+    def statuses(self) -> Mapping[VersionKey, VersionStatus]:
+        """Every version that is known of: those of ``versions``, and those that are loading or could not be loaded."""
+        ...
+
+    async def release(self, key: VersionKey) -> None:
+        """A version has no session: where it takes no new ones either, what it holds may be let go."""
         ...
 
     def bucket(self, rows: int, steps: int) -> tuple[int, int]:

@@ -42,6 +42,14 @@ class Compiler:
         """Has a shape compiled soon: somebody just ran it plain. Cheap, may be repeated."""
         self._put(_ASKED_FOR, model, rows, steps)
 
+    def forget(self, key: VersionKey) -> None:
+        """A version is unloaded: nothing more of it is compiled, unless it is loaded again."""
+        with self._changed:
+            self._queue = [entry for entry in self._queue if entry[2].key != key]
+            heapq.heapify(self._queue)
+            self._known = {shape: urgency for shape, urgency in self._known.items() if shape[0] != key}
+            self._given_up.discard(key)
+
     def wait_idle(self, limit: float) -> bool:
         """Waits until everything is compiled; returns whether that came within ``limit`` seconds."""
         with self._changed:

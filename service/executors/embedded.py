@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -15,7 +15,7 @@ from service.errors import ExecutorUnavailable, ModelLoadError, ModelVersionUnav
 from service.executors.compiler import Compiler
 from service.executors.model_directory import Found, find_versions
 from service.executors.saved_model import SavedModel
-from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey
+from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey, VersionState, VersionStatus
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +24,9 @@ _RUN_ROWS = 64
 # A batch of less than that, in rows x time steps, is not worth a second thread.
 _SPLIT_CELLS = 1024
 _LEAST_ROWS = 16
+
+_AVAILABLE = VersionStatus(VersionState.AVAILABLE)
+_DRAINING = VersionStatus(VersionState.DRAINING, "its directory is gone; the sessions that it has go on")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -63,6 +66,7 @@ class EmbeddedExecutor:
         self._compiler = Compiler() if compile else None
         self._models: dict[VersionKey, SavedModel] = {}
         self._versions: dict[VersionKey, ModelVersion] = {}
+        self._statuses: dict[VersionKey, VersionStatus] = {}
         self._stamps: dict[VersionKey, Found] = {}
         self._runners = ThreadPoolExecutor(self._threads, thread_name_prefix="runner")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -93,6 +97,25 @@ class EmbeddedExecutor:
     def versions(self) -> Mapping[VersionKey, ModelVersion]:
         """The versions that are loaded."""
         return self._versions
+
+    def newest(self, model: str) -> VersionKey | None:
+        """The highest version that is loaded and whose directory is there."""
+        available = [key for key in self._versions if key.model == model and self._statuses[key] == _AVAILABLE]
+        return max(available, default=None)
+
+    def statuses(self) -> Mapping[VersionKey, VersionStatus]:
+        """Of every version that is loaded, is being loaded, or could not be."""
+        return self._statuses
+
+    async def release(self, key: VersionKey) -> None:
+        """Unloads a version whose directory is gone."""
+        if self._statuses.get(key) != _DRAINING:
+            return
+        self._versions = {other: version for other, version in self._versions.items() if other != key}
+        del self._models[key], self._stamps[key], self._statuses[key]
+        if self._compiler is not None:
+            self._compiler.forget(key)
+        _log.info("unloaded", extra={"version": str(key)})
 
     def bucket(self, rows: int, steps: int) -> tuple[int, int]:
         """The next shape that is compiled ahead or on demand; the batch as it is where nothing is compiled."""
@@ -156,12 +179,15 @@ class EmbeddedExecutor:
     async def _load(self, key: VersionKey, found: Found) -> ModelLoadError | None:
         """Loads one version; returns why it could not be, where it could not."""
         self._stamps[key] = found
+        self._statuses[key] = VersionStatus(VersionState.LOADING)
         try:
             model = await self._in_loader(SavedModel, key, found.path)
         except ModelLoadError as error:
             _log.error("%s", error)
+            self._statuses[key] = VersionStatus(VersionState.FAILED, str(error))
             return error
         self._models[key] = model
+        self._statuses[key] = _AVAILABLE
         self._versions = {**self._versions, key: model.version}
         _log.info("loaded", extra={"version": str(key), "fingerprint": model.version.fingerprint})
         if self._compiler is not None:
@@ -172,7 +198,7 @@ class EmbeddedExecutor:
         return None
 
     async def _watch(self) -> None:
-        """Loads versions as they appear, and tells of those that vanish or change."""
+        """Loads versions as they appear; those that vanish take no new sessions from then on."""
         before: Mapping[VersionKey, Found] = dict(self._stamps)
         while True:
             await asyncio.sleep(self._poll_interval)
@@ -181,10 +207,22 @@ class EmbeddedExecutor:
                 # What is still being written changes from one look to the next.
                 if now[key] == before.get(key) and now[key] != self._stamps.get(key):
                     await self._take_up(key, now[key])
-            for key in before.keys() - now.keys():
-                if key in self._models:
-                    _log.warning("%s is gone from disk; it is served on until the process ends", key)
+            # What was there a moment ago may be there again: it has to be missed twice.
+            self._drain_all_but(now.keys() | before.keys())
             before = now
+
+    def _drain_all_but(self, there: Collection[VersionKey]) -> None:
+        """Versions whose directory is gone drain, except for the last one of a model: that is served on."""
+        for key in [key for key in self._statuses if key not in self._models and key not in there]:
+            del self._statuses[key], self._stamps[key]
+        for model in {key.model for key in self._models}:
+            loaded = [key for key in self._models if key.model == model]
+            staying = [key for key in loaded if key in there] or [max(loaded)]
+            for key in loaded:
+                status = _AVAILABLE if key in staying else _DRAINING
+                if self._statuses[key] != status:
+                    _log.warning("%s is %s: %s", key, status.state.value, status.message or "its directory is back")
+                self._statuses[key] = status
 
     async def _take_up(self, key: VersionKey, found: Found) -> None:
         if key in self._models:

@@ -11,13 +11,14 @@ import grpc
 from service.executors.description import DescriptionError, parse_description
 from service.executors.serving_messages import MessageError, Prediction, decode_predict, encode_predict, string_output
 from service.executors.serving_protos import get_model_status_pb2
-from service.types import ModelVersion, VersionKey
+from service.types import ModelVersion, VersionKey, VersionState, VersionStatus
 
 _log = logging.getLogger(__name__)
 
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _GET_MODEL_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
 _AVAILABLE = 30
+_STATES = {10: VersionState.LOADING, 20: VersionState.LOADING, 40: VersionState.DRAINING, 50: VersionState.FAILED}
 # Codes that say something of the model or the version, not of the replica.
 _ABOUT_THE_MODEL = frozenset(
     {
@@ -68,6 +69,7 @@ class Replica:
         self.known = False
         self.responsive = True
         self.versions: dict[VersionKey, ModelVersion] = {}
+        self.statuses: dict[VersionKey, VersionStatus] = {}
         self.problems: dict[str, str] = {}
         self.connection = 0
         self._models = models
@@ -165,16 +167,20 @@ class Replica:
         connection = self.connection
         problems: dict[str, str] = {}
         found: dict[VersionKey, ModelVersion] = {}
+        statuses: dict[VersionKey, VersionStatus] = {}
         try:
             for model in self._models:
-                for key in await self._available(model, problems):
+                for key in await self._available(model, statuses, problems):
                     version = self.versions.get(key) or await self._describe(key, problems)
                     if version is not None:
                         found[key] = version
+                    else:
+                        statuses[key] = VersionStatus(VersionState.FAILED, problems[str(key)])
         except grpc.aio.AioRpcError as error:
             self._failed(error)
             return
         if self.connection == connection:
+            self.statuses = statuses
             self._found(found, problems)
 
     def _found(self, found: dict[VersionKey, ModelVersion], problems: dict[str, str]) -> None:
@@ -204,7 +210,10 @@ class Replica:
             self._unresponsive.set_result(None)
         self._changed()
 
-    async def _available(self, model: str, problems: dict[str, str]) -> list[VersionKey]:
+    async def _available(
+        self, model: str, statuses: dict[VersionKey, VersionStatus], problems: dict[str, str]
+    ) -> list[VersionKey]:
+        """The versions that can be stepped; of the others ``statuses`` tells."""
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = model
         try:
@@ -215,6 +224,11 @@ class Replica:
             problems[model] = "not served"
             return []
         states = {status.version: status.state for status in response.model_version_status}
+        for status in response.model_version_status:
+            text = status.status.error_message
+            # An END without an error is a version that was unloaded: it is not there any more.
+            if (state := _STATES.get(status.state)) is not None and (text or state is not VersionState.FAILED):
+                statuses[VersionKey(model, status.version)] = VersionStatus(state, text)
         available = [VersionKey(model, version) for version, state in states.items() if state == _AVAILABLE]
         if not available:
             problems[model] = f"no version is available; states: {states}"

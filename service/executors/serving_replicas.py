@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import grpc
 
 from service.executors.serving_replica import Endpoint, Replica
-from service.types import ModelVersion, VersionKey
+from service.types import ModelVersion, VersionKey, VersionState, VersionStatus
 
 _log = logging.getLogger(__name__)
 
 _DNS = "dns:///"
+# Of what replicas say of a version that none of them serves, what tells the most.
+_TELLING = (VersionState.LOADING, VersionState.DRAINING, VersionState.FAILED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,21 @@ class ReplicaSet:
     def versions(self) -> Mapping[VersionKey, ModelVersion]:
         """What at least one replica serves; while one of them is away, also what it served last."""
         return self._versions
+
+    def statuses(self) -> dict[VersionKey, VersionStatus]:
+        """Of every version that a replica knows of."""
+        told: dict[VersionKey, list[VersionStatus]] = {}
+        for replica in self._replicas.values():
+            for key, status in replica.statuses.items():
+                told.setdefault(key, []).append(status)
+        served = {key: self._status_of_served(key) for key in self._versions}
+        rest = {key: min(all_, key=lambda status: _TELLING.index(status.state)) for key, all_ in told.items()}
+        return rest | served
+
+    def _status_of_served(self, key: VersionKey) -> VersionStatus:
+        serving, count = len(self.candidates(key, self._fingerprints[key])), len(self._replicas)
+        message = "" if serving == count else f"on {serving} of {count} model servers"
+        return VersionStatus(VersionState.AVAILABLE, message)
 
     def fingerprint(self, key: VersionKey) -> str | None:
         """The model that a version number stands for, also while no replica is there to serve it."""

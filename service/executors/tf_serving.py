@@ -14,7 +14,7 @@ from service.errors import BadModelOutput, ExecutorUnavailable, ModelLoadError, 
 from service.executors.serving_messages import MessageError, Prediction, encode_predict, float_output
 from service.executors.serving_replica import Replica, Unresponsive
 from service.executors.serving_replicas import PollPolicy, ReplicaSet, parse_targets
-from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey
+from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey, VersionStatus
 
 _log = logging.getLogger(__name__)
 
@@ -128,6 +128,13 @@ class TfServingExecutor:
         them, it is the newest that any has.
         """
         return self._replicas.newest(model)
+
+    def statuses(self) -> Mapping[VersionKey, VersionStatus]:
+        """What the replicas say of each version, those that cannot be stepped among them."""
+        return self._replicas.statuses()
+
+    async def release(self, key: VersionKey) -> None:
+        """Nothing is kept here: which versions are loaded is up to the model servers."""
 
     def bucket(self, rows: int, steps: int) -> tuple[int, int]:
         """As they are: the exported ``step`` is a plain graph, which no shape is compiled for."""

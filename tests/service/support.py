@@ -19,7 +19,7 @@ from service.executors import Executor
 from service.server import Gateway
 from service.sessions import SessionStore
 from service.sessions.memory import MemoryStore
-from service.types import FloatArray, ModelVersion, StateComponent, StepBatch, StepBatchResult, VersionKey
+from service.types import FloatArray, ModelVersion, StateComponent, StepBatch, StepBatchResult, VersionKey, VersionStatus
 
 INPUT_DIM, OUTPUT_DIM, STATE_SIZE = 2, 3, 5
 
@@ -72,6 +72,8 @@ class NumpyExecutor:
     def __init__(self, *versions: ModelVersion, max_in_flight: int = 1) -> None:
         self.max_in_flight = max_in_flight
         self.served = {version.key: version for version in versions or (version_of(),)}
+        self.told: dict[VersionKey, VersionStatus] = {}
+        self.released: list[VersionKey] = []
         self.batches: list[StepBatch] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -88,6 +90,15 @@ class NumpyExecutor:
 
     def versions(self) -> Mapping[VersionKey, ModelVersion]:
         return self.served
+
+    def newest(self, model: str) -> VersionKey | None:
+        return max((key for key in self.served if key.model == model), default=None)
+
+    def statuses(self) -> Mapping[VersionKey, VersionStatus]:
+        return self.told
+
+    async def release(self, key: VersionKey) -> None:
+        self.released.append(key)
 
     def bucket(self, rows: int, steps: int) -> tuple[int, int]:
         return 1 << (rows - 1).bit_length(), steps

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ntm_serving/v1/model_service.proto\x12\x0entm_serving.v1\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.ntm_serving.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x08versions\x18\x02 \x03(\x0b\x32\x1c.ntm_serving.v1.ModelVersion\"\x9d\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".ntm_serving.v1.ModelVersion.State\x12\x15\n\rstate_message\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x11\n\tinput_dim\x18\x05 \x01(\x05\x12\x12\n\noutput_dim\x18\x06 \x01(\x05\x12\x12\n\nstate_size\x18\x07 \x01(\x05\x12\x34\n\x0cstate_layout\x18\x08 \x03(\x0b\x32\x1e.ntm_serving.v1.StateComponent\x12\x19\n\x11keras_config_json\x18\t \x01(\t\x12\x0c\n\x04task\x18\n \x01(\t\x12\x15\n\rsession_count\x18\x0b \x01(\x03\"l\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x13\n\x0fSTATE_AVAILABLE\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\"K\n\x0eStateComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0c\n\x04\x61xes\x18\x04 \x03(\t2\xa7\x01\n\x0cModelService\x12S\n\nListModels\x12!.ntm_serving.v1.ListModelsRequest\x1a\".ntm_serving.v1.ListModelsResponse\x12\x42\n\x08GetModel\x12\x1f.ntm_serving.v1.GetModelRequest\x1a\x15.ntm_serving.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ntm_serving/v1/model_service.proto\x12\x0entm_serving.v1\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.ntm_serving.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x08versions\x18\x02 \x03(\x0b\x32\x1c.ntm_serving.v1.ModelVersion\"\xb5\x03\n\x0cModelVersion\x12\x0f\n\x07version\x18\x01 \x01(\x03\x12\x31\n\x05state\x18\x02 \x01(\x0e\x32\".ntm_serving.v1.ModelVersion.State\x12\x15\n\rstate_message\x18\x03 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12\x11\n\tinput_dim\x18\x05 \x01(\x05\x12\x12\n\noutput_dim\x18\x06 \x01(\x05\x12\x12\n\nstate_size\x18\x07 \x01(\x05\x12\x34\n\x0cstate_layout\x18\x08 \x03(\x0b\x32\x1e.ntm_serving.v1.StateComponent\x12\x19\n\x11keras_config_json\x18\t \x01(\t\x12\x0c\n\x04task\x18\n \x01(\t\x12\x15\n\rsession_count\x18\x0b \x01(\x03\"\x83\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_LOADING\x10\x01\x12\x13\n\x0fSTATE_AVAILABLE\x10\x02\x12\x12\n\x0eSTATE_DRAINING\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x15\n\x11STATE_UNAVAILABLE\x10\x05\"K\n\x0eStateComponent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x06offset\x18\x03 \x01(\x03\x12\x0c\n\x04\x61xes\x18\x04 \x03(\t2\xa7\x01\n\x0cModelService\x12S\n\nListModels\x12!.ntm_serving.v1.ListModelsRequest\x1a\".ntm_serving.v1.ListModelsResponse\x12\x42\n\x08GetModel\x12\x1f.ntm_serving.v1.GetModelRequest\x1a\x15.ntm_serving.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,11 +40,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL']._serialized_start=169
   _globals['_MODEL']._serialized_end=238
   _globals['_MODELVERSION']._serialized_start=241
-  _globals['_MODELVERSION']._serialized_end=654
-  _globals['_MODELVERSION_STATE']._serialized_start=546
-  _globals['_MODELVERSION_STATE']._serialized_end=654
-  _globals['_STATECOMPONENT']._serialized_start=656
-  _globals['_STATECOMPONENT']._serialized_end=731
-  _globals['_MODELSERVICE']._serialized_start=734
-  _globals['_MODELSERVICE']._serialized_end=901
+  _globals['_MODELVERSION']._serialized_end=678
+  _globals['_MODELVERSION_STATE']._serialized_start=547
+  _globals['_MODELVERSION_STATE']._serialized_end=678
+  _globals['_STATECOMPONENT']._serialized_start=680
+  _globals['_STATECOMPONENT']._serialized_end=755
+  _globals['_MODELSERVICE']._serialized_start=758
+  _globals['_MODELSERVICE']._serialized_end=925
 # @@protoc_insertion_point(module_scope)

@@ -120,6 +120,8 @@ class ModelVersion(_message.Message):
         """Steps the sessions that it has and takes no new ones."""
         STATE_FAILED: ModelVersion._State.ValueType  # 4
         """Could not be loaded; `state_message` says why."""
+        STATE_UNAVAILABLE: ModelVersion._State.ValueType  # 5
+        """Not served any more, or not now; the sessions that it has are kept until it is back."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: ModelVersion.State.ValueType  # 0
@@ -131,6 +133,8 @@ class ModelVersion(_message.Message):
     """Steps the sessions that it has and takes no new ones."""
     STATE_FAILED: ModelVersion.State.ValueType  # 4
     """Could not be loaded; `state_message` says why."""
+    STATE_UNAVAILABLE: ModelVersion.State.ValueType  # 5
+    """Not served any more, or not now; the sessions that it has are kept until it is back."""
 
     VERSION_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -147,7 +151,9 @@ class ModelVersion(_message.Message):
     state: Global___ModelVersion.State.ValueType
     state_message: _builtins.str
     fingerprint: _builtins.str
-    """SHA-256 over the config, the state layout and the weights, in hexadecimal."""
+    """SHA-256 over the config, the state layout and the weights, in hexadecimal. This and what follows, down to
+    session_count, is empty where the version is neither AVAILABLE nor DRAINING.
+    """
     input_dim: _builtins.int
     output_dim: _builtins.int
     state_size: _builtins.int

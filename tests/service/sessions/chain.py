@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from service.types import ModelVersion, StateComponent, StepBatch, StepBatchResult, VersionKey
+from service.types import ModelVersion, StateComponent, StepBatch, StepBatchResult, VersionKey, VersionStatus
 
 PRIME = 4093
 FACTORS = np.array([3, 977, 2111, 4001], np.int64)
@@ -49,6 +49,14 @@ class ChainExecutor:
 
     def versions(self) -> Mapping[VersionKey, ModelVersion]:
         return {VERSION.key: VERSION}
+
+    def newest(self, model: str) -> VersionKey | None:
+        return VERSION.key if model == VERSION.key.model else None
+
+    def statuses(self) -> Mapping[VersionKey, VersionStatus]:
+        return {}
+
+    async def release(self, key: VersionKey) -> None: ...
 
     def bucket(self, rows: int, steps: int) -> tuple[int, int]:
         return rows, steps
