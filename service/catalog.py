@@ -1,6 +1,6 @@
 """The catalog: which model versions there are, and which of them a session is pinned to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from service.errors import ExecutorUnavailable, FingerprintMismatch, ModelNotFound, ModelVersionUnavailable
@@ -39,7 +39,7 @@ class Catalog:
         """The executor has its models: what it does not have from now on is not there."""
         self._open = True
 
-    def models(self, sessions: Mapping[VersionKey, int]) -> dict[str, list[Listed]]:
+    def models(self, sessions: Mapping[VersionKey, int]) -> dict[str, Sequence[Listed]]:
         """Every model by name, its versions newest first: also those that cannot be stepped.
 
         Args:
@@ -55,7 +55,15 @@ class Catalog:
             version = versions.get(key)
             status = statuses.get(key, _GONE if version is None else _UNTOLD)
             models.setdefault(key.model, []).append(Listed(key, status, version, sessions.get(key, 0)))
-        return models
+        return {**models}
+
+    def served(self) -> Sequence[VersionKey]:
+        """The versions that can be stepped.
+
+        Raises:
+            ExecutorUnavailable: they are still being loaded.
+        """
+        return tuple(self._versions())
 
     def resolve(self, name: str, number: int | None) -> ModelVersion:
         """The version that a new session gets: the one it asks for, or the newest.
@@ -72,7 +80,9 @@ class Catalog:
         if version is None or self._is_draining(key):
             served = ", ".join(str(k.version) for k in sorted(versions, reverse=True) if k.model == name)
             what = "has no" if version is None else "takes no new sessions on"
-            raise ModelNotFound(f"model {name!r} {what} version {key.version}; served: {served}", model=name)
+            raise ModelNotFound(
+                f"model {name!r} {what} version {key.version}; served: {served}", model=name, version=key.version
+            )
         return version
 
     def pinned(self, session: SessionInfo) -> ModelVersion:

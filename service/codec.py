@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -12,8 +13,8 @@ from google.rpc import status_pb2
 from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
-from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.catalog import Listed
+from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.sessions import Session, SessionSummary
 from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionState
 
@@ -191,7 +192,7 @@ def render_state(components: dict[str, FloatArray]) -> list[pb.StateTensor]:
     return [pb.StateTensor(name=name, value=render_tensor(value)) for name, value in components.items()]
 
 
-def render_model(name: str, versions: list[Listed]) -> model_pb.Model:
+def render_model(name: str, versions: Sequence[Listed]) -> model_pb.Model:
     """A model and its versions."""
     return model_pb.Model(name=name, versions=[_render_version(listed) for listed in versions])
 

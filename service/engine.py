@@ -298,7 +298,11 @@ class Engine:
         }
         return InspectedState(session, components)
 
-    async def models(self) -> dict[str, list[Listed]]:
+    async def session_counts(self) -> dict[VersionKey, int]:
+        """Live sessions by version."""
+        return await self._store.counts()
+
+    async def models(self) -> dict[str, Sequence[Listed]]:
         """Every model by name, its versions newest first, with their states and live sessions.
 
         Raises:
@@ -306,7 +310,7 @@ class Engine:
         """
         return self.catalog.models(await self._store.counts())
 
-    async def model(self, name: str) -> list[Listed]:
+    async def model(self, name: str) -> Sequence[Listed]:
         """One model's versions, newest first.
 
         Raises:

@@ -108,7 +108,7 @@ def _make_metrics(settings: Settings) -> "Metrics | None":
 
 async def _count_forever(engine: Engine, observer: Observer) -> NoReturn:
     while True:
-        observer.versions_served(version.key for versions in engine.catalog.models().values() for version in versions)
+        observer.versions_served(engine.catalog.served())
         try:
             observer.sessions_counted(await engine.session_counts())
         except ServiceError:

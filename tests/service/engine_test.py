@@ -346,7 +346,7 @@ async def test_before_the_models_are_there_everything_is_refused_for_now():
     with pytest.raises(ExecutorUnavailable):
         await bench.create()
     with pytest.raises(ExecutorUnavailable):
-        bench.engine.catalog.models()
+        await bench.engine.models()
 
 
 class Unreliable(MemoryStore):

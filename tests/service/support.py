@@ -19,7 +19,15 @@ from service.executors import Executor
 from service.server import Gateway
 from service.sessions import SessionStore
 from service.sessions.memory import MemoryStore
-from service.types import FloatArray, ModelVersion, StateComponent, StepBatch, StepBatchResult, VersionKey, VersionStatus
+from service.types import (
+    FloatArray,
+    ModelVersion,
+    StateComponent,
+    StepBatch,
+    StepBatchResult,
+    VersionKey,
+    VersionStatus,
+)
 
 INPUT_DIM, OUTPUT_DIM, STATE_SIZE = 2, 3, 5
 

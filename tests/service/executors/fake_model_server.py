@@ -19,6 +19,7 @@ class FakeModelServer(grpc.GenericRpcHandler):
     def __init__(self, name: str = "sums") -> None:
         self.name = name
         self.fingerprints = {1: "fake"}
+        self.others: dict[int, tuple[int, str]] = {}  # versions that cannot be stepped: state and error
         self.text: bytes | None = None
         self.answer: StepAnswer | None = None
         self.steps = 0
@@ -35,6 +36,8 @@ class FakeModelServer(grpc.GenericRpcHandler):
         response = get_model_status_pb2.GetModelStatusResponse()
         for version in self.fingerprints:
             response.model_version_status.add(version=version, state=AVAILABLE)
+        for version, (state, error) in self.others.items():
+            response.model_version_status.add(version=version, state=state).status.error_message = error
         return response.SerializeToString()
 
     async def _predict(self, request: bytes, context: Any) -> bytes:
