@@ -23,3 +23,7 @@ for backend in ${BACKENDS:-tensorflow jax torch}; do
   KERAS_BACKEND="$backend" NTM_REFERENCE="$reference" JAX_ENABLE_X64=1 OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
     "$venv/bin/python" -m pytest tests/ntm "$@"
 done
+# The trainer and the export, from the environment of the tests: the other backends in processes of their own.
+if [ -x .venv/bin/python ]; then
+  .venv/bin/python -m pytest tests/training/steps tests/training/export_test.py -k "backend or devices"
+fi

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from training.config import ConfigError, RunConfig
-from training.loop import Report, Result, train_and_evaluate
+from training.loop import train_and_evaluate
+from training.reports import Report, Result
 
 
 def run_training(config: RunConfig, run_dir: Path, *, export_dir: Path | None, name: str, verbose: bool) -> int:

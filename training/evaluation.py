@@ -8,10 +8,8 @@ import numpy.typing as npt
 
 from training.models import logits_model
 from training.results import Row
+from training.steps import forward
 from training.tasks import Batch, Task
-
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
 
 # Sequences in one call: more do not run faster, and take more memory.
 _SLICE = 64
@@ -36,14 +34,12 @@ class Evaluator:
 
     Args:
         model: from sequences to probabilities.
-        compiled: whether XLA compiles it.
+        compiled: whether it is compiled, once for each size; else one graph serves all of them.
     """
 
     def __init__(self, model: keras.Sequential, *, compiled: bool = True) -> None:
         self.model = model
-        self._logits = logits_model(model)
-        graph = keras.backend.backend() == "tensorflow"
-        self._predict = tf.function(self._run, jit_compile=compiled) if graph else self._run
+        self._predict = forward(logits_model(model), compiled=compiled)
 
     def answer(self, batch: Batch) -> Answers:
         """The model's answers to a batch, counted."""
@@ -67,9 +63,6 @@ class Evaluator:
             float(found.loss_bits.mean()),
             float((found.wrong_bits == 0).mean()),
         )
-
-    def _run(self, inputs: Any) -> Any:
-        return self._logits(inputs, training=False)
 
     def _count(self, batch: Batch) -> Answers:
         """`answer` for few sequences; a smaller last slice is filled up, so that one shape is compiled."""

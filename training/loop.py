@@ -4,8 +4,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,80 +15,16 @@ import numpy as np
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import RunConfig
 from training.evaluation import Evaluator
+from training.log import RunLog
 from training.models import build_model
+from training.reports import Position, Report, Result
+from training.results import Row
 from training.step import Progress, Rates, Trainer
+from training.steps.devices import Devices, all_devices
 from training.tasks import Batch
 
 # Streams of random numbers that must not meet.
 _DATA, _VALIDATION, _WEIGHTS, _EXAMINATION = 1, 2, 3, 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a run gave.
-
-    Attributes:
-        model: the network kept, with its full memory.
-        solved: whether the last validation was without a fault.
-        attempts: networks started.
-        updates: of all attempts.
-        sequences: trained on, of all attempts.
-        seconds: from the call to the return, compilation included; of the last call, if the run was resumed.
-        validation_wrong_bits: mean wrong bits of a validation sequence, of the network kept; None if there
-            was no validation.
-    """
-
-    model: keras.Sequential
-    solved: bool
-    attempts: int
-    updates: int
-    sequences: int
-    seconds: float
-    validation_wrong_bits: float | None
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the model, for JSON."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "model"}
-
-
-@dataclass(kw_only=True)
-class Position:
-    """Where a run stands. With the variables of the trainer, all that resuming needs.
-
-    Attributes:
-        attempt: which network, from 0.
-        step: updates of this attempt.
-        learned_at: the step at which the task was learned, or None while searching.
-        updates: of all attempts.
-        best: mean wrong bits of the best validation so far.
-        best_loss: its mean loss in bits, which decides among equals.
-        finished: nothing is left to do.
-        solved: enough validations in a row were without a fault.
-        faultless: how many of the last were, since the noise is off.
-        difficulty: of the sequences drawn, 0..1.
-    """
-
-    attempt: int = 0
-    step: int = 0
-    learned_at: int | None = None
-    updates: int = 0
-    best: float = math.inf
-    best_loss: float = math.inf
-    finished: bool = False
-    solved: bool = False
-    faultless: int = 0
-    difficulty: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """A look at a run that goes on."""
-
-    position: Position
-    progress: Progress
-    sequences: int
-    seconds: float
-    validation: float | None
 
 
 def train_and_evaluate(
@@ -97,40 +33,63 @@ def train_and_evaluate(
     *,
     on_report: Callable[[Report], None] | None = None,
     max_updates: int | None = None,
+    test_sequences: int = 0,
+    data_parallel: bool = False,
 ) -> Result:
     """Trains one network, or resumes the run that the directory holds, and leaves there all that belongs to it.
 
-    In ``run_dir``: ``config.json``, ``metrics.jsonl``, ``checkpoint.npz`` (to resume), ``best.keras`` (the best
-    validated network) and ``result.json``.
+    In ``run_dir``: ``config.json``, ``metrics.jsonl`` and TensorBoard's events, ``checkpoint.npz`` (where the run
+    stands, to resume), ``best.keras`` (the best validated network), ``last.keras`` (the network at the end) and
+    ``result.json``.
 
     Args:
         config: the run.
         run_dir: made if missing. If it holds a run, that must be of an equal config.
         on_report: called after each chunk of updates.
         max_updates: stop there, resumable; None goes on to the end.
+        test_sequences: measure so many at each test size for each report; 0 for none.
+        data_parallel: spread every batch over all devices (docs/training.md).
 
     Raises:
-        ConfigError: the directory holds a run of another config.
+        ConfigError: the directory holds a run of another config, or the batch cannot be spread.
     """
-    run = _Run(config, Path(run_dir), on_report)
-    return run.go(max_updates)
+    devices = all_devices(config.recipe.batch_size) if data_parallel else None
+    run = _Run(config, Path(run_dir), devices, on_report, test_sequences)
+    try:
+        return run.go(max_updates)
+    finally:
+        run.close()
 
 
 class _Run:
     """The state of one call of `train_and_evaluate`."""
 
-    def __init__(self, config: RunConfig, run_dir: Path, on_report: Callable[[Report], None] | None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        run_dir: Path,
+        devices: Devices | None,
+        on_report: Callable[[Report], None] | None,
+        test_sequences: int,
+    ) -> None:
         self.began = time.monotonic()
         self.config, self.recipe, self.run_dir, self.on_report = config, config.recipe, run_dir, on_report
+        self.test_sequences = test_sequences
+        self.writes = devices is None or devices.writes
         self.task = config.make_task()
-        self.noise = keras.Variable(0.0, trainable=False, name="head_parameter_noise")
-        self.trainer = Trainer(self._build(0, small=True), self.recipe, self.noise)
+        with devices.scope() if devices else nullcontext():
+            self.noise = keras.Variable(0.0, trainable=False, name="head_parameter_noise")
+            spread = devices.spread if devices else None
+            self.trainer = Trainer(self._build(0, small=True), self.recipe, self.noise, spread=spread)
         self.kept = self._build(0, small=False)
+        self.best: list[Any] | None = None
         self.evaluator = Evaluator(self.kept, compiled=self.recipe.compiled)
+        self.tester = Evaluator(self.kept, compiled=False)
         self.validation = self.task.validation_batch(
             np.random.default_rng([config.seed, _VALIDATION]), self.recipe.validation_size
         )
         self.position = self._begin()
+        self.log = RunLog(run_dir, self.position.updates) if self.writes else None
 
     def go(self, max_updates: int | None) -> Result:
         """Chunk after chunk, to the end or to the limit."""
@@ -147,13 +106,23 @@ class _Run:
             sequences=self.position.updates * self.recipe.batch_size,
             seconds=time.monotonic() - self.began,
             validation_wrong_bits=self.position.best if math.isfinite(self.position.best) else None,
+            spoilt=self.position.spoilt,
         )
-        (self.run_dir / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
+        if self.writes:
+            (self.run_dir / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
         return result
+
+    def close(self) -> None:
+        """Ends the log."""
+        if self.log is not None:
+            self.log.close()
 
     def _advance(self, progress: Progress) -> None:
         """Books a chunk: learned? validated? stuck? Then reports, and saves where the run stands."""
         position, recipe = self.position, self.recipe
+        if not (math.isfinite(progress.nats_per_bit) and self.trainer.finite):
+            self._spoilt(progress)
+            return
         position.step += recipe.chunk
         position.updates += recipe.chunk
         if position.learned_at is None and progress.nats_per_bit < recipe.learned_below and position.difficulty >= 1:
@@ -163,15 +132,29 @@ class _Run:
         if position.learned_at is not None and (position.step - position.learned_at) % recipe.validate_every == 0:
             validation = self._validate()
         self._report(progress, validation)
-        if not position.finished and self._given_up(progress):
+        if not position.finished and self._given_up():
             self._next_attempt()
-        save_checkpoint(self.run_dir, Checkpoint(dataclasses.asdict(position), self.trainer.variables))
+        self._save()
 
-    def _given_up(self, progress: Progress) -> bool:
-        """Whether this attempt is over: not a number, not learned in time, or settled without success."""
+    def _spoilt(self, progress: Progress) -> None:
+        """Goes back to the last checkpoint, whose weights are numbers, and gives this network up."""
+        found = load_checkpoint(self.run_dir, self.config, self.trainer.variables)
+        if found is None:
+            self.trainer.restart(self._build(0, small=True))
+        self.position = Position(**found) if found else Position(difficulty=self._first_difficulty())
+        self.position.spoilt += 1
+        self._next_attempt()
+        self._report(progress, None)
+        self._save()
+
+    def _save(self) -> None:
+        """Where the run stands, on disk."""
+        if self.writes:
+            save_checkpoint(self.run_dir, Checkpoint(dataclasses.asdict(self.position), self.trainer.variables))
+
+    def _given_up(self) -> bool:
+        """Whether this attempt is over: not learned in time, or settled without success."""
         position, recipe = self.position, self.recipe
-        if not math.isfinite(progress.nats_per_bit):
-            return True
         if position.learned_at is None:
             return position.step >= recipe.search_steps
         return position.step - position.learned_at >= recipe.settle_steps
@@ -189,8 +172,7 @@ class _Run:
 
     def _validate(self) -> float:
         """Measures the averaged weights in the full memory; keeps them if they are the best so far."""
-        for variable, value in zip(self.kept.trainable_variables, self.trainer.average, strict=True):
-            variable.assign(value)
+        self._assign(self.trainer.average)
         answers = self.evaluator.answer(self.validation)
         wrong, loss = float(answers.wrong_bits.mean()), float(answers.loss_bits.mean())
         if (wrong, loss) < (self.position.best, self.position.best_loss):
@@ -215,7 +197,8 @@ class _Run:
     def _keep(self, wrong: float, loss: float) -> None:
         """The evaluated weights are the best so far."""
         self.position.best, self.position.best_loss = wrong, loss
-        _save_model(self.kept, self.run_dir / "best.keras")
+        self.best = self.trainer.average
+        self._write_model("best.keras")
 
     def _grow(self, progress: Progress) -> None:
         """Draws larger sequences once the present ones are answered well."""
@@ -259,50 +242,54 @@ class _Run:
         """Where the run in the directory stands; a new run starts at the beginning."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         found = load_checkpoint(self.run_dir, self.config, self.trainer.variables)
-        if found is None:
+        if found is not None:
+            return Position(**found)
+        if self.writes:
             self.config.save(self.run_dir)
-            return Position(difficulty=self._first_difficulty())
-        position = Position(**found)
-        self._forget_metrics_after(position.updates)
-        return position
-
-    def _forget_metrics_after(self, updates: int) -> None:
-        """Drops lines that were written after the last checkpoint: their updates are made again."""
-        path = self.run_dir / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n") and json.loads(line)["updates"] <= updates]
-        path.write_text("".join(whole))
+        return Position(difficulty=self._first_difficulty())
 
     def _load_best(self) -> None:
         """The kept network is the best validated, or the last average if nothing was validated."""
+        self._assign(self.trainer.average)
+        self._write_model("last.keras")
         path = self.run_dir / "best.keras"
-        values = keras.saving.load_model(path).trainable_variables if path.exists() else self.trainer.average
+        if self.best is not None:
+            self._assign(self.best)
+        elif path.exists():
+            self._assign(keras.saving.load_model(path).trainable_variables)
+        else:
+            self._write_model("best.keras")
+
+    def _assign(self, values: Sequence[Any]) -> None:
+        """Puts weights into the network with the full memory."""
         for variable, value in zip(self.kept.trainable_variables, values, strict=True):
             variable.assign(value)
-        if not path.exists():
-            _save_model(self.kept, path)
+
+    def _write_model(self, name: str) -> None:
+        """The network with the full memory as a file, whole or not at all."""
+        if self.writes:
+            partial = self.run_dir / f"partial-{name}"
+            self.kept.save(partial)
+            partial.replace(self.run_dir / name)
 
     def _report(self, progress: Progress, validation: float | None) -> None:
-        """One line of JSON, and the caller's own look."""
-        position = self.position
+        """A line in the log, and the caller's own look."""
         report = Report(
-            position=dataclasses.replace(position),
+            position=dataclasses.replace(self.position),
             progress=progress,
-            sequences=position.updates * self.recipe.batch_size,
+            sequences=self.position.updates * self.recipe.batch_size,
             seconds=time.monotonic() - self.began,
             validation=validation,
+            table=self._test(),
         )
-        line: dict[str, Any] = {"attempt": position.attempt, "step": position.step, "updates": position.updates}
-        line |= {"sequences": report.sequences, "seconds": round(report.seconds, 3), "validation": validation}
-        line |= {"learned": position.learned_at is not None, **progress._asdict()}
-        with (self.run_dir / "metrics.jsonl").open("a") as metrics:
-            metrics.write(json.dumps(line) + "\n")
+        if self.log is not None:
+            self.log.write(report)
         if self.on_report is not None:
             self.on_report(report)
 
-
-def _save_model(model: keras.Sequential, path: Path) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f"partial-{path.name}")
-    model.save(partial)
-    partial.replace(path)
+    def _test(self) -> tuple[Row, ...]:
+        """The averaged weights at each test size, where that was asked for."""
+        if not self.test_sequences:
+            return ()
+        self._assign(self.trainer.average)
+        return tuple(self.tester.table(self.task, sequences=self.test_sequences, seed=self.config.seed))

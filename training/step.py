@@ -1,7 +1,7 @@
 """Many updates in one compiled call, and what a look at the network costs."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -9,10 +9,8 @@ import numpy.typing as npt
 
 from training.config import Recipe
 from training.models import logits_model
+from training.steps import Network, Spread, make_updates
 from training.tasks import Batch
-
-if keras.backend.backend() == "tensorflow":
-    import tensorflow as tf
 
 
 class Rates(NamedTuple):
@@ -44,24 +42,24 @@ class Trainer:
         model: as `training.models.build_model` makes it; its noise may be ``noise``.
         recipe: the optimizer's settings.
         noise: the variable that the network's noise was made with.
-
-    Raises:
-        RuntimeError: Keras runs on another backend than TensorFlow.
+        spread: how batches are spread over devices; then all of this is made in its scope.
     """
 
-    def __init__(self, model: keras.Sequential, recipe: Recipe, noise: keras.Variable) -> None:
-        if keras.backend.backend() != "tensorflow":
-            raise RuntimeError(f"training runs on Keras's tensorflow backend; it is {keras.backend.backend()!r} now")
+    def __init__(
+        self, model: keras.Sequential, recipe: Recipe, noise: keras.Variable, *, spread: Spread = None
+    ) -> None:
         self.model = model
         self.recipe = recipe
         self.noise = noise
-        self._logits = logits_model(model)
         self._weights = model.trainable_variables
         self.clip_norm = keras.Variable(recipe.clip_norm, trainable=False, name="clip_norm")
-        self._average = [keras.Variable(w, trainable=False, name=f"average_{i}") for i, w in enumerate(self._weights)]
+        self._average = [_average_of(weight, f"average_{i}") for i, weight in enumerate(self._weights)]
         self.optimizer = keras.optimizers.Adam(recipe.learning_rate, beta_2=recipe.beta_2, epsilon=recipe.epsilon)
         self.optimizer.build(self._weights)
-        self._updates = tf.function(self._run_updates, jit_compile=recipe.compiled)
+        network = Network(
+            logits_model(model), self._weights, self._average, recipe.average, self.optimizer, self.clip_norm
+        )
+        self._updates = make_updates(network, compiled=recipe.compiled, spread=spread)
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -84,55 +82,25 @@ class Trainer:
                 variable.assign(new)
         for variable in self.optimizer.variables:
             if variable is not self.optimizer.learning_rate:
-                variable.assign(keras.ops.zeros_like(variable))
+                variable.assign(keras.ops.zeros(variable.shape, variable.dtype))
 
     def run(self, batches: Sequence[Batch], rates: Rates) -> Progress:
         """One update for each batch; all batches have one shape, and every call as many of them."""
         self.optimizer.learning_rate.assign(rates.learning_rate)
         self.clip_norm.assign(rates.clip_norm)
         self.noise.assign(rates.noise)
-        stacked = [np.stack(arrays) for arrays in zip(*batches, strict=True)]
-        loss, wrong, asked = (float(value) for value in self._updates(*map(tf.convert_to_tensor, stacked)))
+        loss, wrong, asked = self._updates(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
         bits = asked * batches[0].targets.shape[-1]
         sequences = len(batches) * len(batches[0].mask)
         return Progress(loss / bits, loss / np.log(2) / sequences, wrong / sequences)
 
-    def _run_updates(self, inputs: Any, targets: Any, masks: Any) -> Any:
-        """Sums over ``[updates, batch, time, ...]``: the loss in nats, the wrong bits, the asked-for steps."""
-        totals = (tf.constant(0.0), tf.constant(0.0), tf.constant(0.0))
-
-        def body(index: Any, sums: Any) -> Any:
-            new = self._update(inputs[index], targets[index], masks[index])
-            return index + 1, tuple(a + b for a, b in zip(sums, new, strict=True))
-
-        def unfinished(index: Any, sums: Any) -> Any:
-            return index < inputs.shape[0]
-
-        return tf.while_loop(unfinished, body, (tf.constant(0), totals))[1]
-
-    def _update(self, inputs: Any, targets: Any, mask: Any) -> Any:
-        """One step of Adam on the sum over bits, averaged over the sequences, with the global norm clipped."""
-        with tf.GradientTape() as tape:
-            logits = self._logits(inputs, training=True)
-            loss, wrong = masked_sums(logits, targets, mask)
-            objective = loss / inputs.shape[0]
-        gradients, _ = tf.clip_by_global_norm(
-            tape.gradient(objective, [w.value for w in self._weights]), tf.convert_to_tensor(self.clip_norm)
-        )
-        self.optimizer.apply(gradients, self._weights)
-        for average, weight in zip(self._average, self._weights, strict=True):
-            average.assign(self.recipe.average * average + (1.0 - self.recipe.average) * weight)
-        return loss, wrong, tf.reduce_sum(mask)
+    @property
+    def finite(self) -> bool:
+        """Whether every weight is a number, and was in the updates that the average remembers."""
+        return all(np.isfinite(value).all() for value in self.average)
 
 
-def masked_sums(logits: Any, targets: Any, mask: Any) -> tuple[Any, Any]:
-    """The loss in nats and the number of wrong bits, summed where the mask is 1.
-
-    Args:
-        logits: ``[batch, time, bits]``.
-        targets: ``[batch, time, bits]``.
-        mask: ``[batch, time]``.
-    """
-    loss = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
-    wrong = tf.cast((logits > 0) != (targets > 0.5), tf.float32)
-    return tf.reduce_sum(tf.reduce_sum(loss, -1) * mask), tf.reduce_sum(tf.reduce_sum(wrong, -1) * mask)
+def _average_of(weight: keras.Variable, name: str) -> keras.Variable:
+    """A running average that begins at the weight; a copy, because PyTorch would share the memory of the two."""
+    start = np.array(keras.ops.convert_to_numpy(weight))
+    return keras.Variable(start, trainable=False, name=name, aggregation="only_first_replica")

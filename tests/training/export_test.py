@@ -1,8 +1,5 @@
-import importlib.util
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -15,7 +12,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from ntm import NeuralTuringMachine
 from service.types import StepBatch, StepBatchResult
 from tests.service.executors import stepping
-from tests.training import zoo
+from tests.training import backends, zoo
 from training.export import ExportError, export_model
 from training.exporting.description import describe
 from training.exporting.stages import stages_of
@@ -352,21 +349,10 @@ np.savez(sys.argv[1] + "/expected.npz", inputs=inputs, outputs=outputs)
 """
 
 
-def _python_with(backend: str) -> Path:
-    """An interpreter that has a backend: this one, or the one that `make test-backends` keeps."""
-    if importlib.util.find_spec(backend) is not None:
-        return Path(sys.executable)
-    other = Path(__file__).parents[2] / ".venv-backends" / "bin" / "python"
-    if not other.exists():
-        pytest.skip(f"{backend} is not installed, and make test-backends has not been run")
-    return other
-
-
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_model_of_another_backend_is_saved_there_and_exported_here(tmp_path: Path, backend: str) -> None:
-    command = [_python_with(backend), "-c", _ELSEWHERE, str(tmp_path)]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(command, env=environment, capture_output=True, timeout=200, check=True)
+    command = [backends.python_with(backend), "-c", _ELSEWHERE, str(tmp_path)]
+    subprocess.run(command, env=backends.environment(backend), capture_output=True, timeout=200, check=True)
     model = keras.saving.load_model(tmp_path / "m.keras")
     exported = Exported(model, export_model(model, tmp_path, name="m"))
     with np.load(tmp_path / "expected.npz") as expected:

@@ -1,0 +1,71 @@
+"""Updates on JAX: the whole state goes in and comes out of one compiled scan."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import keras
+
+from training.steps.network import Network, Spread, clip_by_global_norm, masked_sums
+
+
+class _State(NamedTuple):
+    """The values of the variables that an update may change."""
+
+    weights: Sequence[Any]
+    average: Sequence[Any]
+    optimizer: Sequence[Any]
+    # Seeds; what only schedules change, as the noise, goes through unchanged.
+    others: Sequence[Any]
+
+
+class JaxUpdates:
+    """See `training.steps.network.Updates`."""
+
+    def __init__(self, network: Network, *, compiled: bool, spread: Spread = None) -> None:
+        self._network = network
+        self._spread = spread
+        others = network.logits.non_trainable_variables
+        self._variables = _State(network.weights, network.average, network.optimizer.variables, others)
+        self._run = jax.jit(self._scan) if compiled else self._scan
+
+    def __call__(self, inputs: Any, targets: Any, masks: Any) -> tuple[float, float, float]:
+        """One update for each batch."""
+        state = _State(*([variable.value for variable in part] for part in self._variables))
+        batches = tuple(self._place(array) for array in (inputs, targets, masks))
+        state, sums = self._run(state, self._network.clip_norm.value, batches)
+        for variables, values in zip(self._variables, state, strict=True):
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+        loss, wrong, asked = (float(column.sum()) for column in sums)
+        return loss, wrong, asked
+
+    def _place(self, array: Any) -> Any:
+        """With several devices, each gets its share of the rows; what follows is partitioned by the compiler."""
+        if self._spread is None:
+            return array
+        axes = [None, self._spread.batch_dim_name, *(None for _ in array.shape[2:])]
+        layout = keras.distribution.TensorLayout(axes, self._spread.device_mesh)
+        return keras.distribution.distribute_tensor(keras.ops.convert_to_tensor(array), layout)
+
+    def _scan(self, state: _State, clip_norm: Any, batches: Any) -> Any:
+        def update(state: _State, batch: Any) -> Any:
+            return self._update(state, clip_norm, *batch)
+
+        return jax.lax.scan(update, state, batches)
+
+    def _update(self, state: _State, clip_norm: Any, inputs: Any, targets: Any, mask: Any) -> Any:
+        """The state after one update, and the update's sums."""
+        network = self._network
+
+        def objective(weights: Any) -> Any:
+            logits, others = network.logits.stateless_call(weights, state.others, inputs, training=True)
+            loss, wrong = masked_sums(logits, targets, mask)
+            return loss / inputs.shape[0], (loss, wrong, others)
+
+        gradients, (loss, wrong, others) = jax.grad(objective, has_aux=True)(state.weights)
+        gradients = clip_by_global_norm(gradients, clip_norm)
+        weights, optimizer = network.optimizer.stateless_apply(state.optimizer, gradients, state.weights)
+        keep = network.decay
+        average = [keep * old + (1.0 - keep) * new for old, new in zip(state.average, weights, strict=True)]
+        return _State(weights, average, optimizer, others), (loss, wrong, mask.sum())
