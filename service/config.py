@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         description="Address on which Prometheus finds the gateway's metrics, HOST:PORT, path /metrics, in plain HTTP; "
         "left out, nothing is counted. They name models and no client; keep the port to those who watch the gateway.",
     )
+    health_listen: str | None = Field(
+        default=None,
+        description="Address on which grpc.health.v1, and nothing else, is answered too, HOST:PORT, never with TLS: "
+        "the probes of Kubernetes speak none. It tells whoever reaches it whether this gateway serves, no more.",
+    )
     tls_key: Path | None = Field(default=None, description="PEM private key; with --tls-cert, the port speaks TLS.")
     tls_cert: Path | None = Field(
         default=None, description="PEM certificate chain. Key and certificates are read anew when the files change."
@@ -141,7 +146,7 @@ class Settings(BaseSettings):
         default="auto", description="'auto' is 'console' on a terminal and 'json' elsewhere."
     )
 
-    @field_validator("listen", "metrics_listen")
+    @field_validator("listen", "metrics_listen", "health_listen")
     @classmethod
     def _check_listen(cls, value: str | None) -> str | None:
         if value is None:

@@ -87,6 +87,7 @@ class Gateway:
             interceptors=[CallInterceptor(self._authenticator, observer, self._requests)],
             options=_server_options(settings),
         )
+        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         self._tasks: list[asyncio.Task[None]] = []
 
     async def listen(self) -> int:
@@ -108,13 +109,11 @@ class Gateway:
         )
         # gRPC's own health servicer says SERVING until told otherwise.
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        try:
-            if self._credentials is None:
-                port = self._server.add_insecure_port(self._settings.listen)
-            else:
-                port = self._server.add_secure_port(self._settings.listen, self._credentials)
-        except RuntimeError:
-            raise StartError(f"cannot listen on {self._settings.listen}: is another server running there?") from None
+        port = _bind(self._server, self._settings.listen, self._credentials)
+        if self._settings.health_listen is not None:
+            self._health_server.add_generic_rpc_handlers((health_handlers(self._health),))
+            _bind(self._health_server, self._settings.health_listen, None)
+            await self._health_server.start()
         try:
             self.monitor.listen()
         except OSError as error:
@@ -146,12 +145,23 @@ class Gateway:
         self.monitor.stop()
         await self.engine.close()
         await self.monitor.close()
+        await self._health_server.stop(None)
         return finished
 
     async def _set_health(self, status: int) -> None:
         self.monitor.observer.serving(now=status == health_pb2.HealthCheckResponse.SERVING)
         for name in ("", *_SERVICES):
             await self._health.set(name, status)
+
+
+def _bind(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None) -> int:
+    """Has the server listen there; returns the port."""
+    try:
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
+    except RuntimeError:
+        raise StartError(f"cannot listen on {address}: is another server running there?") from None
 
 
 def health_handlers(servicer: health_aio.HealthServicer) -> grpc.GenericRpcHandler:
