@@ -12,12 +12,14 @@ from training.loop import train_and_evaluate
 from training.reports import Report, Result
 
 
-def run_training(config: RunConfig, run_dir: Path, *, export_dir: Path | None, name: str, verbose: bool) -> int:
+def run_training(
+    config: RunConfig, run_dir: Path, *, export_dir: Path | None, name: str, verbose: bool, only_solved: bool = False
+) -> int:
     """Trains, prints what came out, and exports.
 
     Returns:
-        The exit status: 0; 1 if the task was not solved (the best network is exported all the same); 2 if the
-        directory holds another run.
+        The exit status: 0; 1 if the task was not solved (the best network is exported all the same, unless
+        ``only_solved``); 2 if the directory holds another run.
     """
     console = Console(highlight=False)
     console.print(f"{config.task}, {config.model.kind}, seed {config.seed}: run directory {run_dir}")
@@ -28,7 +30,7 @@ def run_training(config: RunConfig, run_dir: Path, *, export_dir: Path | None, n
             console.print(f"train.py: {error}")
             return 2
     _tell(console, config, result, run_dir)
-    if export_dir is not None:
+    if export_dir is not None and (result.solved or not only_solved):
         # Imported late: --no-export works without what the export needs.
         from training.export import export_model
 

@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--name", default=None, help="the exported model's name (default: the task's)")
     add("--no-export", action="store_true", help="train only")
+    add("--only-solved", action="store_true", help="export nothing unless the task was solved")
     add("--batch-size", type=int, default=None, metavar="N", help="sequences in an update (default: the preset's)")
     add("--attempts", type=int, default=None, metavar="N", help="networks that may be started (default: the preset's)")
     add("-v", "--verbose", action="store_true", help="a line for each look at the loss")
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _run_dir(options),
         export_dir=None if options.no_export else options.export_dir,
         name=options.name or config.task,
+        only_solved=options.only_solved,
         verbose=options.verbose,
     )
 

@@ -66,6 +66,13 @@ def test_a_trained_network_is_exported_and_the_result_told(tiny, tmp_path, capsy
     assert "exported: " in told
 
 
+def test_with_only_solved_what_is_not_solved_is_not_exported(tiny, tmp_path):
+    config = dataclasses.replace(tiny, recipe=dataclasses.replace(tiny.recipe, attempts=1))
+    options = {"export_dir": tmp_path / "models", "name": "tiny", "verbose": False, "only_solved": True}
+    assert command.run_training(config, tmp_path / "run", **options) == 1
+    assert not (tmp_path / "models").exists()
+
+
 def test_another_run_in_the_directory_is_told(tiny, tmp_path, capsys):
     (tmp_path / "checkpoint.npz").write_bytes(b"")
     dataclasses.replace(tiny, seed=11).save(tmp_path)
