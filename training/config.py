@@ -14,7 +14,8 @@ MODELS = ("ntm", "ntm-lstm", "lstm")
 # Fields of `Recipe` with the same range.
 _COUNTS = (
     *("batch_size", "search_steps", "settle_steps", "attempts"),
-    *("chunk", "validate_every", "validation_size", "faultless_validations", "examination_size"),
+    *("chunk", "validate_every", "validation_size", "faultless_validations"),
+    *("examination_size", "training_examination_size"),
 )
 _POSITIVE = ("learning_rate", "settle_rate", "epsilon", "clip_norm", "settle_clip_norm", "learned_below")
 
@@ -83,7 +84,9 @@ class Recipe:
         validation_size: sequences in a validation.
         faultless_validations: the run is solved when so many validations in a row had no wrong bit, with
             the noise off.
-        examination_size: further sequences that a solved network has to answer without a wrong bit.
+        examination_size: further sequences like those of the validation that a solved network has to answer without a
+            wrong bit.
+        training_examination_size: and as many like those of the training: more, since they are shorter.
         compiled: whether XLA compiles the updates: seconds at the start, and many times faster after.
         curriculum: True: the sizes drawn grow with the success; False: the whole range from the start.
     """
@@ -107,6 +110,7 @@ class Recipe:
     validation_size: int = 192
     faultless_validations: int = 3
     examination_size: int = 1152
+    training_examination_size: int = 8192
     compiled: bool = True
     curriculum: bool = False
 

@@ -29,6 +29,18 @@ class Answers(NamedTuple):
     asked_bits: npt.NDArray[np.float64]
 
 
+def shortfall(task: Task, batch: Batch, answers: Answers) -> float:
+    """How far the answers are from those of a solved network, for which this is zero: lower is better.
+
+    The mean number of wrong bits of a sequence. Where no network can know the bits, because the task has an optimal
+    predictor, it is what the mean loss, in bits, lies above 1.01 times that predictor's.
+    """
+    optimal_bits = getattr(task, "optimal_bits", None)
+    if optimal_bits is None:
+        return float(answers.wrong_bits.mean())
+    return max(0.0, float(answers.loss_bits.mean()) - 1.01 * float(optimal_bits(batch).mean()))
+
+
 class Evaluator:
     """Runs a model without noise.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import RunConfig
-from training.evaluation import Evaluator
+from training.evaluation import Evaluator, shortfall
 from training.log import RunLog
 from training.models import build_model
 from training.reports import Position, Report, Result
@@ -174,7 +174,7 @@ class _Run:
         """Measures the averaged weights in the full memory; keeps them if they are the best so far."""
         self._assign(self.trainer.average)
         answers = self.evaluator.answer(self.validation)
-        wrong, loss = float(answers.wrong_bits.mean()), float(answers.loss_bits.mean())
+        wrong, loss = shortfall(self.task, self.validation, answers), float(answers.loss_bits.mean())
         if (wrong, loss) < (self.position.best, self.position.best_loss):
             self._keep(wrong, loss)
         # With noise a network may pass by luck and go astray in the next update: only what is settled counts.
@@ -188,9 +188,13 @@ class _Run:
     def _examine(self) -> bool:
         """A last look at many more sequences, for faults too rare to be in the validation."""
         generator = np.random.default_rng([self.config.seed, _EXAMINATION, self.position.updates])
-        for _ in range(math.ceil(self.recipe.examination_size / self.recipe.validation_size)):
-            batch = self.task.validation_batch(generator, self.recipe.validation_size)
-            if self.evaluator.answer(batch).wrong_bits.any():
+        draws = {
+            self.task.validation_batch: self.recipe.examination_size,
+            self.task.training_batch: self.recipe.training_examination_size,
+        }
+        for draw, sequences in draws.items():
+            batch = draw(generator, sequences)
+            if shortfall(self.task, batch, self.evaluator.answer(batch)):
                 return False
         return True
 

@@ -50,7 +50,7 @@ class Position:
         step: updates of this attempt.
         learned_at: the step at which the task was learned, or None while searching.
         updates: of all attempts.
-        best: mean wrong bits of the best validation so far.
+        best: shortfall of the best validation so far (mean wrong bits; see `training.evaluation.shortfall`).
         best_loss: its mean loss in bits, which decides among equals.
         finished: nothing is left to do.
         solved: enough validations in a row were without a fault.

@@ -19,6 +19,7 @@ def tiny():
             validate_every=2,
             validation_size=4,
             examination_size=4,
+            training_examination_size=4,
             compiled=False,
         ),
         seed=3,

@@ -19,12 +19,15 @@ class CopyTask:
         max_length: longest training sequence.
         blank: the share of *training* vectors replaced by zeros. Such a vector looks like a step of recall, and only
             one random vector in 256 is blank, so that without this a network learns late to tell the two apart.
+        skewed: the share of training vectors with an own density of ones, drawn evenly from 0..1. Vectors of nearly all
+            ones are as rare, and a network that has hardly met them takes one in a thousand for something else.
     """
 
     bits: int = 8
     min_length: int = 1
     max_length: int = 20
     blank: float = 0.1
+    skewed: float = 0.2
 
     @property
     def input_dim(self) -> int:
@@ -45,7 +48,7 @@ class CopyTask:
         """Lengths drawn evenly from ``min_length`` to ``max_length`` (scaled by ``difficulty``)."""
         longest = max(self.min_length, round(self.max_length * difficulty))
         lengths = generator.integers(self.min_length, longest + 1, batch_size)
-        return stack([self._sequence(self._vectors(generator, n, self.blank)) for n in lengths], self.max_time)
+        return stack([self._sequence(self._hard_vectors(generator, n)) for n in lengths], self.max_time)
 
     def sizes(self) -> tuple[tuple[int, ...], ...]:
         """Lengths, to six times the trained one."""
@@ -53,20 +56,24 @@ class CopyTask:
 
     def test_batch(self, generator: Generator, batch_size: int, size: tuple[int, ...]) -> Batch:
         """Evenly random bits, nothing blanked."""
-        return stack([self._sequence(self._vectors(generator, size[0], 0.0)) for _ in range(batch_size)])
+        return stack([self._sequence(self._vectors(generator, size[0])) for _ in range(batch_size)])
 
     def validation_batch(self, generator: Generator, batch_size: int) -> Batch:
-        """Lengths to six times the trained one; every other sequence has vectors blanked, which is the hard case."""
+        """Lengths to six times the trained one; every other sequence is drawn as in training, which is harder."""
         lengths = np.linspace(self.min_length, 6 * self.max_length, batch_size).round().astype(int)
-        blank = [self.blank * (row % 2) for row in range(batch_size)]
-        rows = [self._sequence(self._vectors(generator, n, b)) for n, b in zip(lengths, blank, strict=True)]
+        draws = (self._vectors, self._hard_vectors)
+        rows = [self._sequence(draws[row % 2](generator, n)) for row, n in enumerate(lengths)]
         return stack(rows, 12 * self.max_length + 2)
 
-    def _vectors(self, generator: Generator, length: int, blank: float) -> FloatArray:
-        """``[length, bits]``."""
-        bits = generator.random((length, self.bits)) < 0.5
-        kept = generator.random((length, 1)) >= blank
-        return (bits & kept).astype(np.float32)
+    def _vectors(self, generator: Generator, length: int, density: FloatArray | float = 0.5) -> FloatArray:
+        """``[length, bits]``, of which about ``density`` are ones: one for all, or ``[length, 1]``."""
+        return (generator.random((length, self.bits)) < density).astype(np.float32)
+
+    def _hard_vectors(self, generator: Generator, length: int) -> FloatArray:
+        """``[length, bits]``, some of them blank and some skewed."""
+        kind = generator.random((length, 1))
+        skewed = np.where(kind < self.blank + self.skewed, generator.random((length, 1)), 0.5)
+        return self._vectors(generator, length, np.where(kind < self.blank, 0.0, skewed))
 
     def _sequence(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Inputs, targets and mask of one sequence."""

@@ -49,12 +49,15 @@ def test_the_same_generator_gives_the_same_sequences_and_another_others(task):
     assert (first.inputs != other.inputs).any()
 
 
-def test_vectors_are_blanked_in_training_and_never_in_tests():
-    task = CopyTask(blank=0.25)
+def test_vectors_are_blanked_and_skewed_in_training_and_never_in_tests():
+    task = CopyTask(bits=40, blank=0.25, skewed=0.5)
     generator = np.random.default_rng(0)
     training = task.training_batch(generator, 400)
-    asked = training.mask.astype(bool)
-    assert (training.targets[asked].any(-1) == 0).mean() == pytest.approx(0.25, abs=0.03)
+    ones = training.targets[training.mask.astype(bool)].mean(-1)
+    # A quarter is blank; half has a density between 0 and 1, of which 0.3 is above 0.7; the rest is near a half.
+    assert (ones == 0).mean() == pytest.approx(0.25, abs=0.03)
+    assert (ones > 0.7).mean() == pytest.approx(0.5 * 0.3, abs=0.02)
+    task = CopyTask()
     test = task.test_batch(generator, 200, (20,))
     assert (test.targets[test.mask.astype(bool)].any(-1) == 0).mean() == pytest.approx(1 / 256, abs=0.004)
     assert test.targets[test.mask.astype(bool)].mean() == pytest.approx(0.5, abs=0.01)
