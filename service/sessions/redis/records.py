@@ -37,7 +37,8 @@ def keys_of(prefix: str, key: SessionKey) -> Keys:
 
 def binding(info: SessionInfo) -> bytes:
     """What a session's blob belongs to. A blob under another key, or beside other facts, is corrupt."""
-    return repr((*info.key, *info.version, info.fingerprint, millis(info.ttl), info.create_digest)).encode()
+    # Not repr: what it escapes of an owner's name differs between releases of Python.
+    return ascii((*info.key, *info.version, info.fingerprint, millis(info.ttl), info.create_digest)).encode()
 
 
 def millis(seconds: float) -> int:

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from service.errors import CommitUnknown, ExecutorUnavailable, PositionMismatch, StoreUnavailable
 from service.sessions.memory import MemoryStore
 from service.sessions.redis import RedisStore
+from tests.service.sessions.benches import PATIENCE
 from tests.service.sessions.protocol import World, fail, unavailable, unknown
 
 pytestmark = pytest.mark.slow
@@ -56,7 +57,7 @@ class ValkeyBackend:
         self.stores = []
 
     def make_store(self):
-        self.stores.append(RedisStore(self.valkey.url, max_sessions=10, prefix=self.prefix, timeout=20.0))
+        self.stores.append(RedisStore(self.valkey.url, max_sessions=10, prefix=self.prefix, **PATIENCE))
         return self.stores[-1]
 
     def snapshot(self):

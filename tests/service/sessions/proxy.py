@@ -7,7 +7,8 @@ import contextlib
 class Proxy:
     """Passes connections on to ``port`` of loopback.
 
-    ``replies`` cleared: what the server answers is kept back. ``refuse``: new connections are closed at once.
+    ``requests`` cleared: what is sent waits here; ``replies``: what the server answers. ``held`` tells that something
+    does. ``refuse``: new connections are closed at once.
     """
 
     def __init__(self, port: int):
@@ -19,6 +20,7 @@ class Proxy:
         self.requests.set()
         self.replies.set()
         self.asked = asyncio.Event()  # bytes of a request have been passed on
+        self.held = asyncio.Event()
         self._writers = set()
         self._serving = set()
         self._server = None
@@ -37,11 +39,15 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def pass_all(self):
+        """Holds nothing back any more."""
+        self.requests.set()
+        self.replies.set()
+
     async def close(self):
         self._server.close()
         self.cut()
-        self.requests.set()
-        self.replies.set()
+        self.pass_all()
         await asyncio.gather(*self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
@@ -67,7 +73,9 @@ class Proxy:
     async def _pump(self, reader, writer, gate, passed=None):
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                await gate.wait()
+                if not gate.is_set():
+                    self.held.set()
+                    await gate.wait()
                 writer.write(data)
                 if passed is not None:
                     passed.set()

@@ -4,7 +4,7 @@ from service.errors import CommitUnknown, StoreUnavailable
 from service.sessions import Committed, Verdict
 from service.sessions.redis import RedisStore
 from service.sessions.redis.durability import Durability
-from tests.service.sessions.benches import commit_on, info_of, key_of, same
+from tests.service.sessions.benches import PATIENCE, commit_on, info_of, key_of, same
 from tests.service.sessions.valkey import Valkey, free_port
 
 KEY = key_of()
@@ -48,7 +48,14 @@ async def make_store():
     stores = []
 
     def make(server, durability, **options):
-        stores.append(RedisStore(server.url, max_sessions=9, durability=durability, **{"timeout": 5.0, **options}))
+        stores.append(
+            RedisStore(
+                server.url,
+                max_sessions=9,
+                durability=durability,
+                **{**PATIENCE, **options},
+            )
+        )
         return stores[-1]
 
     yield make
@@ -76,7 +83,8 @@ async def test_a_server_without_a_log_cannot_promise_the_disk(make_server, make_
 
 async def test_a_commit_that_too_few_replicas_have_is_unknown(make_server, make_store):
     primary = make_server("a", **{"repl-diskless-sync-delay": "0"})
-    plain, careful = make_store(primary, "server"), make_store(primary, "replicas=1", timeout=0.2)
+    plain, careful = make_store(primary, "server"), make_store(primary, "replicas=1")
+    careful._writes._barrier = careful._writes._barrier._replace(timeout=0.2)  # of the wait alone
     session = await plain.create(info_of())
     commit = commit_on(session)
     await careful.load(KEY)

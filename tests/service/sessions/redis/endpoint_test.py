@@ -9,7 +9,7 @@ import pytest
 from service.errors import CommitUnknown, StoreUnavailable
 from service.sessions import Committed, Refused
 from service.sessions.redis import RedisStore
-from tests.service.sessions.benches import commit_on, info_of, key_of, same
+from tests.service.sessions.benches import PATIENCE, commit_on, info_of, key_of, same
 from tests.service.sessions.valkey import Valkey, documented_users, free_port
 
 KEY = key_of()
@@ -20,7 +20,7 @@ async def make_store():
     stores = []
 
     def make(url, **options):
-        stores.append(RedisStore(url, max_sessions=9, **options))
+        stores.append(RedisStore(url, max_sessions=9, **{**PATIENCE, **options}))
         return stores[-1]
 
     yield make
@@ -87,7 +87,7 @@ async def test_sentinels_say_which_server_is_the_primary(tmp_path, make_store):
         store = make_store(
             f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/sessions/0?{login}", durability="replicas=1"
         )
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             session = await _until_it_works(lambda: store.create(info_of()))
             outcome = await _until_it_works(lambda: store.commit(KEY, commit_on(session)))
             await asyncio.to_thread(_await_known_replica, sentinel)

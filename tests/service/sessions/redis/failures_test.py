@@ -8,7 +8,7 @@ import redis
 from service.errors import CommitUnknown, SessionNotFound, StoreUnavailable
 from service.sessions import Committed, Refused, Verdict
 from service.sessions.redis import RedisStore
-from tests.service.sessions.benches import commit_on, info_of, key_of, same
+from tests.service.sessions.benches import PATIENCE, commit_on, impatient, info_of, key_of, same
 from tests.service.sessions.proxy import Proxy
 from tests.service.sessions.valkey import Valkey, free_port
 
@@ -33,7 +33,7 @@ async def make_store():
     stores = []
 
     def make(url, **options):
-        stores.append(RedisStore(url, **{"max_sessions": 100, "timeout": 5.0, **options}))
+        stores.append(RedisStore(url, **{"max_sessions": 100, **PATIENCE, **options}))
         return stores[-1]
 
     yield make
@@ -46,7 +46,7 @@ async def proxied(make_server, make_store):
     """A server, a proxy before it, and a store that knows only the proxy, with a session and its scripts known."""
     server = make_server(port=free_port())
     proxy = await Proxy(server.port).start()
-    store = make_store(proxy.url, timeout=0.5)
+    store = make_store(proxy.url)
     session = await store.create(info_of())
     outcome = await store.commit(KEY, commit_on(session))
     yield proxy, store, outcome.session
@@ -157,7 +157,7 @@ async def test_a_commit_that_gets_no_answer_is_unknown_and_not_lost(proxied):
     proxy, store, session = proxied
     proxy.replies.clear()
     commit = commit_on(session, inputs="second")
-    with pytest.raises(CommitUnknown, match=r"within 0\.5 s"):
+    with impatient(store, 0.2), pytest.raises(CommitUnknown, match=r"within 0\.2 s"):
         await store.commit(KEY, commit)
     proxy.replies.set()
     outcome = await store.commit(KEY, commit)
@@ -185,9 +185,9 @@ async def test_a_commit_whose_connection_breaks_is_unknown(proxied):
 async def test_a_commit_that_arrives_late_is_still_checked(proxied):
     """It was given up, and another one got ahead of it: when it arrives after all, it must not be applied."""
     proxy, store, session = proxied
-    direct = RedisStore(f"redis://127.0.0.1:{proxy.target}/0", max_sessions=100)
+    direct = RedisStore(f"redis://127.0.0.1:{proxy.target}/0", max_sessions=100, **PATIENCE)
     proxy.requests.clear()  # it waits in the network
-    with pytest.raises(CommitUnknown):
+    with impatient(store, 0.2), pytest.raises(CommitUnknown):
         await store.commit(KEY, commit_on(session, inputs="late", seed=1))
     after = (await direct.commit(KEY, commit_on(session, inputs="ahead", seed=2))).session
     proxy.asked.clear()
@@ -210,14 +210,15 @@ async def test_a_network_that_is_cut_refuses_and_heals(proxied):
 
 async def test_a_server_that_is_stopped_is_unknown_then_unavailable_then_back(make_server, make_store):
     server = make_server()
-    store = make_store(server.url, timeout=0.3, connect_timeout=0.3)
+    store = make_store(server.url)
     session = await store.create(info_of())
     session = (await store.commit(KEY, commit_on(session))).session
     server.freeze()
     commit = commit_on(session, inputs="second")
-    with pytest.raises(CommitUnknown):
-        await store.commit(KEY, commit)
-    await all_refused(store, session)  # nothing more was sent: a new connection does not answer
+    with impatient(store, 0.2):
+        with pytest.raises(CommitUnknown):
+            await store.commit(KEY, commit)
+        await all_refused(store, session)  # nothing more was sent: a new connection does not answer
     server.resume()
     # What was sent is carried out now; the same step again finds it, or is applied, never both.
     outcome = await store.commit(KEY, commit)

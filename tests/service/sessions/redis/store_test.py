@@ -8,7 +8,7 @@ import pytest
 from service.errors import CorruptState, SessionNotFound, StoreUnavailable
 from service.sessions import Committed, Verdict
 from service.sessions.redis import RedisStore, redacted
-from tests.service.sessions.benches import RedisBench, commit_on, info_of, key_of, same
+from tests.service.sessions.benches import RedisBench, commit_on, digest_of, info_of, key_of, same
 
 KEY = key_of()
 
@@ -142,6 +142,51 @@ async def test_gateways_of_two_releases_share_a_store(bench, write_form):
         session = (await store.commit(KEY, commit_on(session, seed=number))).session
         body = bench.valkey.client.hget(f"{bench.prefix}session:p/a", "body")
         assert body[2] == (3 - write_form, write_form)[number % 2]
+
+
+# Bodies of one and the same session as both forms have been written since the first release.
+STORED = {
+    1: (
+        "4e5301033f524cdc07a11d7c6220bdb049fe8dd405000000000000000300000000000000000102030405060708090a0b"
+        "0c0d0e0f101112131415161718191a1b1c1d1e1f30313233343536373839616263646566040000000200000003000000"
+        "000080bfabaaaabeabaaaa3e0000803f000000000000803f0000004000004040000080400000a040b298eabc"
+    ),
+    2: (
+        "4e5302033f524cdc07a11d7c6220bdb049fe8dd405000000000000000300000000000000000102030405060708090a0b"
+        "0c0d0e0f101112131415161718191a1b1c1d1e1f30313233343536373839616263646566040000000200000003000000"
+        "000080bfabaaaabeabaaaa3e0000803f000000000000803f0000004000004040000080400000a0407138881e99e18a5a"
+        "feee398b7ec0b66d"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", [1, 2])
+async def test_what_an_earlier_release_stored_goes_on(bench, form):
+    """Field by field as it lies in a server: names, texts and bytes are what releases that share a store agree on."""
+    key = key_of("a", "müller/\u00ad")
+    fields = {
+        "ver": "sums/1",
+        "fp": "f1",
+        "ttl": 60000,
+        "cd": digest_of("create"),
+        "made": 1_700_000_000_000,
+        "used": 1_700_000_000_001,
+        "exp": 9_000_000_000_000,
+        "tok": b"0123456789abcdef",
+        "pos": 5,
+        "beg": 3,
+        "dig": bytes(range(32)),
+        "body": bytes.fromhex(STORED[form]),
+    }
+    bench.valkey.client.hset(f"{bench.prefix}session:müller/\u00ad/a", mapping=fields)
+    session = await bench.store.load(key)
+    assert (session.position, session.last.begin, session.last.reply.position) == (5, 3, 5)
+    np.testing.assert_array_equal(session.state, np.linspace(-1, 1, 4, dtype=np.float32))
+    outcome = await bench.store.commit(key, commit_on(session))
+    assert same(await bench.other().load(key), outcome.session)
+    assert bench.valkey.client.hgetall(f"{bench.prefix}session:müller/\u00ad/a").keys() == {
+        name.encode() for name in fields
+    }
 
 
 async def test_the_older_form_is_written_until_told_otherwise(bench):
