@@ -18,8 +18,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -51,6 +51,22 @@ class BatchPolicy:
     max_steps_per_turn: int
     executor_timeout: float
     shared_steps: int = 4
+
+
+class Outcome(Protocol):
+    """Where the outcome of a chunk goes: an ``asyncio.Future``, or what behaves like one."""
+
+    def done(self) -> bool:
+        """Whether it has one already, or nobody waits for it any more."""
+        ...
+
+    def set_result(self, result: tuple[FloatArray, FloatArray], /) -> None:
+        """The chunk's outputs, and the state after them. Must not raise."""
+        ...
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Why it could not be run. Must not raise."""
+        ...
 
 
 class Batcher:
@@ -100,16 +116,24 @@ class Batcher:
             BadModelOutput: the model answered NaN, Inf or a wrong shape for this chunk.
             ExecutorUnavailable, ModelVersionUnavailable: it could not be run.
         """
+        future: asyncio.Future[tuple[FloatArray, FloatArray]] = asyncio.get_running_loop().create_future()
+        chunk = self.put(version, inputs, state, deadline, future)
+        try:
+            return await future
+        finally:
+            if future.cancelled():
+                chunk.leave()
+
+    def put(
+        self, version: ModelVersion, inputs: FloatArray, state: FloatArray | None, deadline: float, outcome: Outcome
+    ) -> "Chunk":
+        """Like ``submit``, but returns at once; what it would return or raise goes to ``outcome``, later."""
         lane = self._lanes.get(version.key)
         if lane is None or lane.fingerprint != version.fingerprint:
             lane = self._open(version)
-        item = _Item(inputs, state, deadline, asyncio.get_running_loop().create_future())
-        lane.put(item)
-        try:
-            return await item.future
-        finally:
-            if item.future.cancelled():
-                lane.left(item)
+        chunk = Chunk(lane, inputs, state, deadline, outcome)
+        lane.put(chunk)
+        return chunk
 
     def queued(self) -> dict[VersionKey, int]:
         """Chunks that wait, by version."""
@@ -139,27 +163,37 @@ class Batcher:
         return lane
 
 
-@dataclass(slots=True, eq=False)
-class _Item:
+class Chunk:
     """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``.
 
     ``turn`` is how many run in the batch that it is in, ``waits`` whether it is in none, ``since`` when it last went
     into the queue.
     """
 
-    inputs: FloatArray
-    state: FloatArray | None
-    deadline: float
-    future: asyncio.Future[tuple[FloatArray, FloatArray]]
-    taken: int = 0
-    turn: int = 0
-    waits: bool = False
-    since: float = 0.0
-    outputs: list[FloatArray] = field(default_factory=list)
+    __slots__ = ("_lane", "deadline", "future", "inputs", "outputs", "since", "state", "taken", "turn", "waits")
+
+    def __init__(
+        self, lane: "_Lane", inputs: FloatArray, state: FloatArray | None, deadline: float, future: Outcome
+    ) -> None:
+        self._lane = lane
+        self.inputs = inputs
+        self.state = state
+        self.deadline = deadline
+        self.future = future
+        self.taken = 0
+        self.turn = 0
+        self.waits = False
+        self.since = 0.0
+        self.outputs: list[FloatArray] = []
 
     @property
     def left(self) -> int:
+        """Time steps that are still to run."""
         return len(self.inputs) - self.taken
+
+    def leave(self) -> None:
+        """Its caller gave it up; ``future`` says that it is done."""
+        self._lane.left(self)
 
     def drop(self) -> None:
         """Lets go of what it holds."""
@@ -167,6 +201,7 @@ class _Item:
         self.outputs.clear()
 
     def fail(self, error: Exception) -> None:
+        """Tells its caller why it could not be run."""
         if not self.future.done():
             self.future.set_exception(error)
 
@@ -174,7 +209,7 @@ class _Item:
 class _Ran(NamedTuple):
     """A batch that was run: its items, and what came of it, one of the two."""
 
-    items: Sequence[_Item]
+    items: Sequence[Chunk]
     result: StepBatchResult | None
     error: ServiceError | None
 
@@ -197,8 +232,8 @@ class _Lane:
         self._clock = clock
         self._observer = observer
         self._timer = timer
-        self._short: deque[_Item] = deque()  # one turn finishes them
-        self._long: deque[_Item] = deque()
+        self._short: deque[Chunk] = deque()  # one turn finishes them
+        self._long: deque[Chunk] = deque()
         self._owed = 0.0  # rows that are kept for long ones
         self._gone = 0  # at most so many of those that wait were cancelled
         self._filled = asyncio.Event()
@@ -217,7 +252,7 @@ class _Lane:
         """Chunks that wait; those that were cancelled may be among them."""
         return len(self._short) + len(self._long)
 
-    def put(self, item: _Item) -> None:
+    def put(self, item: Chunk) -> None:
         # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
         item.since = self._timer()
         short = not item.taken and item.left <= self._policy.max_steps_per_turn
@@ -225,7 +260,7 @@ class _Lane:
         item.waits = True
         self._filled.set()
 
-    def left(self, item: _Item) -> None:
+    def left(self, item: Chunk) -> None:
         """Its caller gave it up: what it holds is let go at once, its place in the queue soon."""
         if not item.waits:  # a batch reads it, and runs without it from then on
             return
@@ -267,7 +302,7 @@ class _Lane:
             if ran is not None:
                 await self._hand_out(ran)
 
-    async def _call(self, items: Sequence[_Item]) -> _Ran:
+    async def _call(self, items: Sequence[Chunk]) -> _Ran:
         """Runs one slice of each item; what goes wrong is part of what it returns."""
         try:
             return _Ran(items, await self._execute(items), None)
@@ -298,7 +333,7 @@ class _Lane:
             elif not item.future.done():
                 self._advance(item, ran.result, row)
 
-    def _form(self) -> list[_Item]:
+    def _form(self) -> list[Chunk]:
         """Takes the next batch off the queues, and gives each of its items its turn; it may be empty."""
         policy = self._policy
         # A share, and not a number of rows, so that it holds for small batches too: of batches of one, every fourth.
@@ -319,10 +354,10 @@ class _Lane:
             self._observer.batch_formed(self._version.key, [now - item.since for item in items])
         return items
 
-    def _take(self, queue: deque[_Item], count: int) -> list[_Item]:
+    def _take(self, queue: deque[Chunk], count: int) -> list[Chunk]:
         """Up to ``count`` items that somebody still waits for."""
         now = self._clock()
-        taken: list[_Item] = []
+        taken: list[Chunk] = []
         while queue and len(taken) < count:
             item = queue.popleft()
             if item.future.done():  # cancelled by its caller
@@ -334,7 +369,7 @@ class _Lane:
             taken.append(item)
         return taken
 
-    async def _execute(self, items: Sequence[_Item]) -> StepBatchResult:
+    async def _execute(self, items: Sequence[Chunk]) -> StepBatchResult:
         batch = self._gather(items)
         began, failed = self._timer(), True
         try:
@@ -349,12 +384,12 @@ class _Lane:
             self._observer.batch_ran(self._ran(items, batch, seconds, failed=failed))
         return result
 
-    def _ran(self, items: Sequence[_Item], batch: StepBatch, seconds: float, *, failed: bool) -> BatchRun:
+    def _ran(self, items: Sequence[Chunk], batch: StepBatch, seconds: float, *, failed: bool) -> BatchRun:
         rows, steps, _ = batch.inputs.shape
         asked = sum(item.turn for item in items)
         return BatchRun(self._version.key, len(items), asked, rows * steps, seconds, failed)
 
-    def _gather(self, items: Sequence[_Item]) -> StepBatch:
+    def _gather(self, items: Sequence[Chunk]) -> StepBatch:
         """Pads one slice of each item to the executor's bucket: one copy in for each row."""
         slices = [item.turn for item in items]
         rows, steps = self._executor.bucket(len(items), max(slices))
@@ -377,7 +412,7 @@ class _Lane:
         batch.state[len(items) :] = 0
         return batch
 
-    def _advance(self, item: _Item, result: StepBatchResult, row: int) -> None:
+    def _advance(self, item: Chunk, result: StepBatchResult, row: int) -> None:
         """Moves one item on by the slice that ran: one copy out, so that no session holds on to a whole batch."""
         length = item.turn
         item.outputs.append(result.outputs[row, :length].copy())

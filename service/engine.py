@@ -28,12 +28,14 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.executors import Executor
+from service.express import Express
 from service.observing import SILENT, Observer
 from service.seal import Snapshot
 from service.sessions import (
     Commit,
     Committed,
     LastStep,
+    LocalStore,
     Session,
     SessionInfo,
     SessionStore,
@@ -80,6 +82,7 @@ class Engine:
 
     Attributes:
         catalog: The models that are served.
+        express: Takes steps that have nothing to wait for but their batch; None where the sessions are elsewhere.
         drained: Set once ``drain`` is through: nothing more will be answered but refusals.
     """
 
@@ -103,6 +106,7 @@ class Engine:
         self._observer = observer
         self._timer = timer
         self._turns = Turns()
+        self.express = self._make_express()
         self.drained = asyncio.Event()
         self._initial_states: dict[tuple[VersionKey, str], FloatArray] = {}
         self._seen: object = None
@@ -177,7 +181,7 @@ class Engine:
         """Runs the step on a session's state. Nothing is written yet."""
         version = self.catalog.pinned(session.info)
         _check_against(version, call, session)
-        await self._store.extend(call.key, call.deadline - self._clock() + _CHECKOUT_MARGIN_S)
+        await self._store.extend(call.key, self._checkout(call.deadline))
         outputs, state = await self._batcher.submit(version, call.inputs, session.state, call.deadline)
         return Commit(
             token=session.token,
@@ -186,6 +190,25 @@ class Engine:
             digest=call.digest,
             state=state,
             reply=StepReply(session.position + len(call.inputs), outputs),
+        )
+
+    def _checkout(self, deadline: float) -> float:
+        """Seconds for which a session is kept for a step that ends by ``deadline``."""
+        return deadline - self._clock() + _CHECKOUT_MARGIN_S
+
+    def _make_express(self) -> Express | None:
+        if not isinstance(self._store, LocalStore):
+            return None
+        return Express(
+            store=self._store,
+            catalog=self.catalog,
+            batcher=self._batcher,
+            admission=self._admission,
+            turns=self._turns,
+            check=_check_against,
+            checkout=self._checkout,
+            observer=self._observer,
+            timer=self._timer,
         )
 
     async def make_room(self, key: SessionKey, limit: int | None) -> None:

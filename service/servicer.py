@@ -18,13 +18,14 @@ from service import codec
 from service.catalog import not_served
 from service.engine import Engine
 from service.errors import ServiceError
+from service.express import ExpressStep
 from service.identity import current
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
 from service.seal import Sealer
 from service.status import status_of
-from service.step_stream import StepStream
-from service.types import SessionKey
+from service.step_stream import Arrived, StepStream
+from service.types import SessionKey, StepCall
 
 _log = logging.getLogger(__name__)
 
@@ -137,18 +138,49 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             check=lambda message: codec.check_message(message, self._limits.max_message_bytes),
             max_steps=self._limits.max_stream_steps,
             drained=self._engine.drained,
+            begin=self._begin,
         )
         async for message in stream.run(request_iterator):
             yield message
 
     async def _step(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse:
         """Runs one step within its own time limit and its call's, whichever ends first."""
+        principal = current()
+        call = self._parse(request, principal.name, remaining)
+        return codec.render_reply(request, await self._engine.step(call, principal.max_queued_steps))
+
+    def _parse(self, request: pb.StepRequest, owner: str, remaining: float | None = None) -> StepCall:
         timeout = codec.parse_timeout(request)
         limits = [limit for limit in (timeout, remaining) if limit is not None]
         deadline = asyncio.get_running_loop().time() + min(limits, default=self._limits.step_timeout)
-        principal = current()
-        call = codec.parse_step(request, principal.name, deadline, self._limits.max_chunk_bytes)
-        return codec.render_reply(request, await self._engine.step(call, principal.max_queued_steps))
+        return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes)
+
+    def _begin(self, request: pb.StepRequest, arrived: Arrived) -> ExpressStep | None:
+        """Begins a step of a stream without a task, where that goes; whatever is wrong is told the other way."""
+        express = self._engine.express
+        if express is None:
+            return None
+        try:
+            principal = current()
+            call = self._parse(request, principal.name)
+            return express.begin(call, principal.max_queued_steps, (request, arrived), self._arrived)
+        except Exception:  # noqa: BLE001 - the other way fails too, and knows what to make of it
+            return None
+
+    def _arrived(self, step: ExpressStep) -> None:
+        """Renders what a step came to that had no task."""
+        request, arrived = step.tag
+        if step.reply is not None:
+            response = codec.render_reply(request, step.reply)
+            if self._requests.wanted():
+                self._note(request, "OK", "", step.began)
+        elif step.error is not None:
+            if not isinstance(step.error, ServiceError | asyncio.CancelledError):
+                _log.error("a step failed in a way that it should not", exc_info=step.error)
+            response = self._refuse(request, step.error, step.began)
+        else:
+            response = None
+        arrived(step, response)
 
     async def _new_key(self, session_id: str, field: str = "session_id") -> SessionKey:
         """The key of a session that is to be made, if its owner may have one more."""

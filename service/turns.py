@@ -18,6 +18,18 @@ class Turns:
         """``async with turns.of(key):`` runs its body alone for this key."""
         return _Turn(self._waiting, key)
 
+    def free(self, key: SessionKey) -> bool:
+        """Whether nobody holds the turn."""
+        return key not in self._waiting
+
+    def take(self, key: SessionKey) -> None:
+        """Takes a turn that is free, until ``release``."""
+        self._waiting[key] = deque()
+
+    def release(self, key: SessionKey) -> None:
+        """Hands a turn to the first of those who wait for it."""
+        _release(self._waiting, key)
+
 
 class _Turn:
     """One wait for, and hold of, a key's turn."""
@@ -40,19 +52,20 @@ class _Turn:
         except asyncio.CancelledError:
             # Cancelled after the turn was handed over, before this task could run: hand it on.
             if mine.done() and not mine.cancelled():
-                self._release()
+                _release(self._waiting, self._key)
             raise
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._release()
+        _release(self._waiting, self._key)
 
-    def _release(self) -> None:
-        queue = self._waiting[self._key]
-        while queue:
-            following = queue.popleft()
-            if not following.done():
-                following.set_result(None)
-                return
-        del self._waiting[self._key]
+
+def _release(waiting: dict[SessionKey, deque[asyncio.Future[None]]], key: SessionKey) -> None:
+    queue = waiting[key]
+    while queue:
+        following = queue.popleft()
+        if not following.done():
+            following.set_result(None)
+            return
+    del waiting[key]

@@ -100,8 +100,7 @@ class SessionKey(NamedTuple):
     session_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class StepCall:
+class StepCall(NamedTuple):
     """One step as its caller asked for it, checked as far as that goes without its model.
 
     Attributes:

@@ -6,13 +6,17 @@ token; ``judge`` is the whole decision, and every store makes the same one.
 """
 
 import enum
+import os
 import secrets
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from service.types import FloatArray, SessionKey, StepReply, VersionKey
 
 TOKEN_BYTES = 16
+_TOKENS_AT_ONCE = 256
+_drawn: list[bytes] = []
+os.register_at_fork(after_in_child=_drawn.clear)  # what was drawn before is the parent's
 
 
 class SessionInfo(NamedTuple):
@@ -210,6 +214,29 @@ class SessionStore(Protocol):
         ...
 
 
+@runtime_checkable
+class LocalStore(Protocol):
+    """What a store can do besides whose sessions are in this process: nothing of it suspends."""
+
+    def load_now(self, key: SessionKey) -> Session:
+        """``SessionStore.load``."""
+        ...
+
+    def extend_now(self, key: SessionKey, seconds: float) -> None:
+        """``SessionStore.extend``."""
+        ...
+
+    def commit_now(self, key: SessionKey, commit: Commit) -> Committed | Refused:
+        """``SessionStore.commit``."""
+        ...
+
+
 def new_token() -> bytes:
     """128 random bits: no two commits of any history share one."""
-    return secrets.token_bytes(TOKEN_BYTES)
+    try:
+        return _drawn.pop()
+    except IndexError:
+        # One call of the operating system's for many of them.
+        block = secrets.token_bytes(_TOKENS_AT_ONCE * TOKEN_BYTES)
+        _drawn.extend(block[at : at + TOKEN_BYTES] for at in range(0, len(block), TOKEN_BYTES))
+        return _drawn.pop()

@@ -64,14 +64,26 @@ class MemoryStore:
         """See ``SessionStore.load``."""
         return self._require(key)
 
+    def load_now(self, key: SessionKey) -> Session:
+        """See ``LocalStore.load_now``."""
+        return self._require(key)
+
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``."""
+        self.extend_now(key, seconds)
+
+    def extend_now(self, key: SessionKey, seconds: float) -> None:
+        """See ``LocalStore.extend_now``."""
         session = self._sessions.get(key)
         if session is not None and session.expires < (until := self._clock() + seconds):
             self._sessions[key] = session._replace(expires=until)
 
     async def commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         """See ``SessionStore.commit``."""
+        return self.commit_now(key, commit)
+
+    def commit_now(self, key: SessionKey, commit: Commit) -> Committed | Refused:
+        """See ``LocalStore.commit_now``."""
         session = self._require(key)
         if session.token != commit.token:
             return Refused(judge(session, commit.position, commit.digest), session)

@@ -12,6 +12,7 @@ from service import codec
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 
 FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
+LIMIT = 1_000_000
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -22,7 +23,7 @@ def tensor(array, **changes):
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=finite))
 def test_inputs_survive_the_way_out_and_back(array):
-    parsed, digest = codec.parse_inputs(codec.render_tensor(array))
+    parsed, digest = codec.parse_inputs(codec.render_tensor(array), LIMIT)
     assert parsed.dtype == np.float32
     np.testing.assert_array_equal(parsed, array)
     shape = f"f4:{array.shape[0]}:{array.shape[1]}:".encode()
@@ -31,7 +32,9 @@ def test_inputs_survive_the_way_out_and_back(array):
 
 def test_the_digest_tells_shapes_with_the_same_bytes_apart():
     array = np.arange(6, dtype=np.float32)
-    digests = {codec.parse_inputs(codec.render_tensor(array.reshape(shape)))[1] for shape in [(2, 3), (3, 2), (6, 1)]}
+    digests = {
+        codec.parse_inputs(codec.render_tensor(array.reshape(shape)), LIMIT)[1] for shape in [(2, 3), (3, 2), (6, 1)]
+    }
     assert len(digests) == 3
 
 
@@ -59,7 +62,7 @@ def test_a_big_endian_or_strided_array_is_sent_little_endian_and_row_major():
 )
 def test_a_wrong_tensor_is_refused_by_the_field_that_is_wrong(changes, field, says):
     with pytest.raises(InvalidTensor) as caught:
-        codec.parse_inputs(tensor(np.zeros((2, 3), np.float32), **changes))
+        codec.parse_inputs(tensor(np.zeros((2, 3), np.float32), **changes), LIMIT)
     assert caught.value.field == field
     assert says in caught.value.message
 
@@ -69,18 +72,18 @@ def test_what_is_not_finite_is_refused_and_found(value):
     array = np.zeros((3, 4), np.float32)
     array[1, 2] = value
     with pytest.raises(InvalidTensor, match=r"inputs\[1, 2\]") as caught:
-        codec.parse_inputs(tensor(array))
+        codec.parse_inputs(tensor(array), LIMIT)
     assert caught.value.field == "inputs.content"
 
 
 def test_infinities_that_cancel_are_found():
     with pytest.raises(InvalidTensor):
-        codec.parse_inputs(tensor(np.array([[np.inf, -np.inf]], np.float32)))
+        codec.parse_inputs(tensor(np.array([[np.inf, -np.inf]], np.float32)), LIMIT)
 
 
 def test_finite_values_whose_sum_overflows_are_taken():
     array = np.full((2, 4), np.finfo(np.float32).max, np.float32)
-    np.testing.assert_array_equal(codec.parse_inputs(tensor(array))[0], array)
+    np.testing.assert_array_equal(codec.parse_inputs(tensor(array), LIMIT)[0], array)
 
 
 @pytest.mark.parametrize("good", ["a", "A-Z_09", "x" * 64])

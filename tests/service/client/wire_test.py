@@ -30,7 +30,7 @@ def test_the_gateway_reads_what_the_client_writes(array, timeout):
         timeout=timeout,
     )
     again = pb.StepRequest.FromString(request.SerializeToString())
-    read, _ = parse_inputs(again.inputs)
+    read, _ = parse_inputs(again.inputs, 1000)
     np.testing.assert_array_equal(read, array)
     assert parse_timeout(again) == pytest.approx(timeout, abs=1e-8)
     assert (again.request_id, again.session_id, again.position) == ("7", "a", 3)
