@@ -229,6 +229,7 @@ class _Lane:
         self._executor = executor
         self._version = version
         self._policy = policy
+        self._max_rows = min(policy.max_batch_size, executor.max_rows or policy.max_batch_size)
         self._clock = clock
         self._observer = observer
         self._timer = timer
@@ -337,11 +338,11 @@ class _Lane:
         """Takes the next batch off the queues, and gives each of its items its turn; it may be empty."""
         policy = self._policy
         # A share, and not a number of rows, so that it holds for small batches too: of batches of one, every fourth.
-        self._owed = min(self._owed + policy.max_batch_size * _LONG_SHARE, policy.max_batch_size)
+        self._owed = min(self._owed + self._max_rows * _LONG_SHARE, self._max_rows)
         kept_for_long = min(len(self._long), int(self._owed))
         self._owed -= kept_for_long
-        short = self._take(self._short, policy.max_batch_size - kept_for_long)
-        long = self._take(self._long, policy.max_batch_size - len(short))
+        short = self._take(self._short, self._max_rows - kept_for_long)
+        long = self._take(self._long, self._max_rows - len(short))
         for item in short:
             item.turn = item.left
         turn = max((policy.shared_steps, *(item.turn for item in short))) if short else policy.max_steps_per_turn

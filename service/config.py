@@ -96,7 +96,12 @@ class Settings(BaseSettings):
         default=False, description="Allow listening on other addresses than loopback without TLS and tokens."
     )
 
-    max_batch_size: int = Field(default=256, ge=1, le=4096, description="The most sessions stepped in one batch.")
+    max_batch_size: int = Field(
+        default=256,
+        ge=1,
+        le=4096,
+        description="The most sessions stepped in one batch; models in this process take 64 at a time at the most.",
+    )
     max_steps_per_turn: int = Field(
         default=16,
         ge=1,

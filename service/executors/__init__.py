@@ -14,6 +14,11 @@ class Executor(Protocol):
         """How many ``step`` calls for one model version are worth having under way at once."""
         ...
 
+    @property
+    def max_rows(self) -> int | None:
+        """The most rows that one call is worth; None where larger batches are always better."""
+        ...
+
     async def start(self) -> None:
         """Loads or finds the models; returns once every model has a version that can be stepped.
 

@@ -78,6 +78,11 @@ class EmbeddedExecutor:
         """Two: while one batch runs, the next is gathered and handed over."""
         return 2
 
+    @property
+    def max_rows(self) -> int | None:
+        """As many as one run takes: more of them are better off in the next batch, beside this one."""
+        return _RUN_ROWS
+
     async def start(self) -> None:
         """Loads every version, and begins to watch the directory.
 

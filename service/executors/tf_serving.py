@@ -100,6 +100,11 @@ class TfServingExecutor:
         """Batches of one version worth having under way at once."""
         return self._max_in_flight
 
+    @property
+    def max_rows(self) -> int | None:
+        """Any number: what it costs is the call."""
+        return None
+
     async def start(self) -> None:
         """Finds the replicas; returns once every model has a version that can be stepped.
 

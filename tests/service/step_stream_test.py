@@ -68,3 +68,61 @@ async def test_a_client_that_takes_no_responses_is_not_read_further_and_gets_all
     assert sorted(response.request_id for response in came) == sorted(
         f"{n}-{part}" for n in range(200) for part in "ab"
     )
+
+
+async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
+    begun, answered = [], []
+    hold = asyncio.Event()
+
+    async def answer(request):
+        await hold.wait()
+        answered.append(request.request_id)
+        return pb.StepResponse(request_id=request.request_id)
+
+    def begin(request, arrived):
+        begun.append(request.request_id)
+
+    async def messages():
+        requests = [pb.StepRequest(request_id=name, session_id=name[0]) for name in ("a1", "a2", "b1")]
+        yield pb.StreamStepsRequest(requests=requests)
+        await settled()
+        hold.set()
+
+    run = StepStream(
+        answer=answer,
+        refuse=lambda request, error: pb.StepResponse(),
+        check=lambda message: None,
+        max_steps=10,
+        drained=asyncio.Event(),
+        begin=begin,
+    ).run(messages())
+    assert sorted([r.request_id async for message in run for r in message.responses]) == ["a1", "a2", "b1"]
+    assert begun == ["a1", "b1"]  # the second of its session was not even asked for
+    assert answered == ["a1", "a2", "b1"]
+
+
+async def test_a_step_that_turns_out_to_need_a_task_gets_one():
+    class Handle:
+        def cancel(self):
+            raise AssertionError("nobody cancelled it")
+
+    async def answer(request):
+        return pb.StepResponse(request_id=request.request_id)
+
+    def begin(request, arrived):
+        handle = Handle()
+        asyncio.get_running_loop().call_soon(arrived, handle, None)
+        return handle
+
+    async def messages():
+        yield pb.StreamStepsRequest(requests=[pb.StepRequest(request_id="a", session_id="s")])
+
+    run = StepStream(
+        answer=answer,
+        refuse=lambda request, error: pb.StepResponse(),
+        check=lambda message: None,
+        max_steps=10,
+        drained=asyncio.Event(),
+        begin=begin,
+    ).run(messages())
+    assert [r.request_id async for message in run for r in message.responses] == ["a"]

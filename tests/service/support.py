@@ -79,6 +79,7 @@ class NumpyExecutor:
 
     def __init__(self, *versions: ModelVersion, max_in_flight: int = 1) -> None:
         self.max_in_flight = max_in_flight
+        self.max_rows = None
         self.served = {version.key: version for version in versions or (version_of(),)}
         self.told: dict[VersionKey, VersionStatus] = {}
         self.released: list[VersionKey] = []

@@ -40,6 +40,7 @@ class ChainExecutor:
     """Runs the model; each call waits at ``gate`` where there is one."""
 
     max_in_flight = 1
+    max_rows = None
 
     def __init__(self, gate=None):
         self.gate = gate
