@@ -1,12 +1,16 @@
 """What the settings name: the executor and the session store, each imported only where it is used."""
 
 import time
+from typing import TYPE_CHECKING
 
 import grpc
 
-from service.config import Settings
+from service.config import Settings, SettingsError
 from service.executors import Executor
 from service.sessions import SessionStore
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 
 def make_executor(settings: Settings) -> Executor:
@@ -49,3 +53,19 @@ def make_store(settings: Settings) -> SessionStore:
     from service.sessions.memory import MemoryStore
 
     return MemoryStore(max_sessions=settings.max_sessions, clock=time.time)
+
+
+def make_tracing(settings: Settings) -> "Tracing | None":
+    """What makes spans, if ``settings`` ask for them.
+
+    Raises:
+        SettingsError: OpenTelemetry is not installed.
+    """
+    if not settings.tracing:
+        return None
+    try:
+        from service.tracing import Tracing, provider_from_environment
+
+        return Tracing(provider_from_environment())
+    except ImportError as error:
+        raise SettingsError(f"--tracing needs the extra 'tracing': {error}") from None

@@ -78,6 +78,7 @@ class Batcher:
         clock: The event loop's clock; deadlines are told on it.
         observer: Hears of every batch.
         timer: Seconds, finer than ``clock``: what durations are told by.
+        origin: Asked in each caller's context what its chunk comes from, for ``StepBatch.origins``.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Batcher:
         clock: Callable[[], float],
         observer: Observer = SILENT,
         timer: Callable[[], float] = time.perf_counter,
+        origin: Callable[[], object] | None = None,
     ) -> None:
         self._executor = executor
         self._policy = policy
         self._clock = clock
         self._observer = observer
         self._timer = timer
+        self._origin = origin
         self._lanes: dict[VersionKey, _Lane] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -132,6 +135,8 @@ class Batcher:
         if lane is None or lane.fingerprint != version.fingerprint:
             lane = self._open(version)
         chunk = Chunk(lane, inputs, state, deadline, outcome)
+        if self._origin is not None:
+            chunk.origin = self._origin()
         lane.put(chunk)
         return chunk
 
@@ -167,10 +172,22 @@ class Chunk:
     """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``.
 
     ``turn`` is how many run in the batch that it is in, ``waits`` whether it is in none, ``since`` when it last went
-    into the queue.
+    into the queue, ``origin`` what it came from.
     """
 
-    __slots__ = ("_lane", "deadline", "future", "inputs", "outputs", "since", "state", "taken", "turn", "waits")
+    __slots__ = (
+        "_lane",
+        "deadline",
+        "future",
+        "inputs",
+        "origin",
+        "outputs",
+        "since",
+        "state",
+        "taken",
+        "turn",
+        "waits",
+    )
 
     def __init__(
         self, lane: "_Lane", inputs: FloatArray, state: FloatArray | None, deadline: float, future: Outcome
@@ -184,6 +201,7 @@ class Chunk:
         self.turn = 0
         self.waits = False
         self.since = 0.0
+        self.origin: object = None
         self.outputs: list[FloatArray] = []
 
     @property
@@ -399,6 +417,7 @@ class _Lane:
             lengths=np.zeros(rows, np.int32),
             reset=np.zeros(rows, np.bool_),
             state=np.empty((rows, self._version.state_size), np.float32),
+            origins=tuple(item.origin for item in items),
         )
         batch.lengths[: len(items)] = slices
         for row, (item, length) in enumerate(zip(items, slices, strict=True)):

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         description="Address on which grpc.health.v1, and nothing else, is answered too, HOST:PORT, never with TLS: "
         "the probes of Kubernetes speak none. It tells whoever reaches it whether this gateway serves, no more.",
     )
+    tracing: bool = Field(
+        default=False,
+        description="Send OpenTelemetry traces over OTLP, to where the standard OTEL_... environment says (extra "
+        "'tracing').",
+    )
     tls_key: Path | None = Field(default=None, description="PEM private key; with --tls-cert, the port speaks TLS.")
     tls_cert: Path | None = Field(
         default=None, description="PEM certificate chain. Key and certificates are read anew when the files change."

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -24,7 +24,7 @@ from ntm_serving.v1 import (
 )
 from service.admission import Admission
 from service.auth import Anyone, TokenFile
-from service.backends import make_executor, make_store
+from service.backends import make_executor, make_store, make_tracing
 from service.batcher import Batcher, BatchPolicy
 from service.config import Settings, SettingsError, read_settings, shown
 from service.engine import Engine
@@ -37,6 +37,9 @@ from service.seal import Sealer
 from service.servicer import Limits, ModelServicer, SequenceServicer
 from service.sessions import SessionStore
 from service.tls import Certificates
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -62,17 +65,30 @@ class Gateway:
         settings: What to run with.
         executor: Runs the models; the gateway starts and closes it.
         store: Keeps the sessions; the gateway closes it.
+        tracing: Makes spans of what happens; the gateway closes it. None: nothing is traced.
 
     Raises:
         SettingsError: a file that they name is not what it should be.
     """
 
-    def __init__(self, settings: Settings, *, executor: Executor, store: SessionStore) -> None:
+    def __init__(
+        self, settings: Settings, *, executor: Executor, store: SessionStore, tracing: "Tracing | None" = None
+    ) -> None:
         self._settings = settings
+        self._tracing = tracing
+        if tracing is not None:
+            executor = tracing.executor(executor, remote=settings.tf_serving is not None)
+            store = tracing.store(store, remote=settings.store != "memory")
         clock = asyncio.get_running_loop().time
         self.monitor = Monitor(settings)
         observer = self.monitor.observer
-        batcher = Batcher(executor, policy=_batch_policy(settings), clock=clock, observer=observer)
+        batcher = Batcher(
+            executor,
+            policy=_batch_policy(settings),
+            clock=clock,
+            observer=observer,
+            origin=tracing.origin if tracing else None,
+        )
         admission = Admission(max_steps=settings.max_queued_steps, max_bytes=settings.max_queued_bytes)
         self.engine = Engine(
             store=store, executor=executor, batcher=batcher, admission=admission, clock=clock, observer=observer
@@ -83,8 +99,9 @@ class Gateway:
         self._authenticator = _authenticator(settings)
         self._credentials = _credentials(settings)
         self._sealer = Sealer(_secret(settings))
+        interceptors = [CallInterceptor(self._authenticator, observer, self._requests)]
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self._authenticator, observer, self._requests)],
+            interceptors=[tracing.interceptor(), *interceptors] if tracing else interceptors,
             options=_server_options(settings),
         )
         self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -100,7 +117,8 @@ class Gateway:
             StartError: the address cannot be listened on.
         """
         limits = _limits(self._settings)
-        servicer = SequenceServicer(self.engine, limits, self._sealer, self.monitor.observer, self._requests)
+        span = self._tracing.step if self._tracing else None
+        servicer = SequenceServicer(self.engine, limits, self._sealer, self.monitor.observer, self._requests, span)
         sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.engine), self._server)
         self._server.add_generic_rpc_handlers((health_handlers(self._health),))
@@ -146,6 +164,8 @@ class Gateway:
         await self.engine.close()
         await self.monitor.close()
         await self._health_server.stop(None)
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         return finished
 
     async def _set_health(self, status: int) -> None:
@@ -185,16 +205,20 @@ def health_handlers(servicer: health_aio.HealthServicer) -> grpc.GenericRpcHandl
 
 async def serve(settings: Settings) -> int:
     """Runs the gateway that the settings describe; see ``serve_with``."""
-    return await serve_with(settings, executor=make_executor(settings), store=make_store(settings))
+    return await serve_with(
+        settings, executor=make_executor(settings), store=make_store(settings), tracing=make_tracing(settings)
+    )
 
 
-async def serve_with(settings: Settings, *, executor: Executor, store: SessionStore) -> int:
+async def serve_with(
+    settings: Settings, *, executor: Executor, store: SessionStore, tracing: "Tracing | None" = None
+) -> int:
     """Runs a gateway until SIGTERM or SIGINT; returns the exit code: 0 where everything under way was answered."""
     started = time.monotonic()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    gateway = Gateway(settings, executor=executor, store=store)
+    gateway = Gateway(settings, executor=executor, store=store, tracing=tracing)
     try:
         _announce(settings, await gateway.listen(), gateway.monitor.port)
         if await _unless(stop, gateway.open()):

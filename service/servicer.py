@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from service.types import SessionKey, StepCall
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+_RunStep = Callable[[pb.StepRequest, float | None], Awaitable[pb.StepResponse]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +64,26 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         sealer: Seals snapshots and page tokens.
         observer: Hears of each step of a message that fails; of calls, the interceptor tells it.
         requests: Gets a line for each step of a message.
+        span: Makes the span of a step, of the trace context that the step names; None where nothing is traced.
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, sealer: Sealer, observer: Observer, requests: RequestLog
+        self,
+        engine: Engine,
+        limits: Limits,
+        sealer: Sealer,
+        observer: Observer,
+        requests: RequestLog,
+        span: Callable[[str], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._engine = engine
         self._limits = limits
         self._sealer = sealer
         self._observer = observer
         self._requests = requests
+        self._step = self._run if span is None else _within(span, self._run)
+        # What has no task of its own has no trace context either.
+        self._express = engine.express if span is None else None
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
         name = codec.parse_id(request.model.name, "model.name")
@@ -143,7 +155,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         async for message in stream.run(request_iterator):
             yield message
 
-    async def _step(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse:
+    async def _run(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse:
         """Runs one step within its own time limit and its call's, whichever ends first."""
         principal = current()
         call = self._parse(request, principal.name, remaining)
@@ -157,7 +169,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     def _begin(self, request: pb.StepRequest, arrived: Arrived) -> ExpressStep | None:
         """Begins a step of a stream without a task, where that goes; whatever is wrong is told the other way."""
-        express = self._engine.express
+        express = self._express
         if express is None:
             return None
         try:
@@ -238,6 +250,16 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         if not current().may_use(name):
             raise not_served(name)
         return codec.render_model(name, await self._engine.model(name))
+
+
+def _within(span: Callable[[str], AbstractContextManager[None]], run: _RunStep) -> _RunStep:
+    """``run`` with a span around each step."""
+
+    async def step(request: pb.StepRequest, remaining: float | None) -> pb.StepResponse:
+        with span(request.traceparent):
+            return await run(request, remaining)
+
+    return step
 
 
 def _key(session_id: str) -> SessionKey:

@@ -77,12 +77,15 @@ class StepBatch:
         lengths: ``[batch]``, int32: valid time steps of each row, 0..time. A padding row has 0.
         reset: ``[batch]``, bool: start this row from the model's initial state, whatever ``state`` holds.
         state: ``[batch, state_size]``.
+        origins: What the rows that are no padding came from, each as the batcher was told; for traces, which is why
+            an executor that knows nothing of them may leave it be.
     """
 
     inputs: FloatArray
     lengths: IntArray
     reset: BoolArray
     state: FloatArray
+    origins: tuple[object, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

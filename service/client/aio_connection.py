@@ -8,7 +8,7 @@ from typing import TypeVar
 import grpc
 
 from service.client import calls, errors, retry, wire
-from service.client.options import ClientOptions
+from service.client.options import ClientOptions, Metadata
 from service.client.tasks import StepTasks
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ class AsyncConnection:
     def __init__(self, target: str, options: ClientOptions) -> None:
         options.check(target)
         self._options = options
+        self._tracing = options.tracing()
         self._loop = asyncio.get_running_loop()
         self._channel = _open_channel(target, options)
         self._closed = False
@@ -48,6 +49,12 @@ class AsyncConnection:
         Raises:
             GatewayError: it failed.
         """
+        if self._tracing is None:
+            return await self._invoke(call, timeout, ())
+        with self._tracing.call(call.path) as trace_context:
+            return await self._invoke(call, timeout, trace_context)
+
+    async def _invoke(self, call: calls.Call[T], timeout: float | None, trace_context: Metadata) -> T:
         deadline = self.deadline(timeout)
         method = self._channel.unary_unary(call.path, type(call.request).SerializeToString, call.response.FromString)
         attempt = 0
@@ -55,7 +62,9 @@ class AsyncConnection:
             attempt += 1
             try:
                 left = max(deadline - self._loop.time(), 1e-3)
-                response = await method(call.request, timeout=left, metadata=self._options.metadata())
+                response = await method(
+                    call.request, timeout=left, metadata=(*self._options.metadata(), *trace_context)
+                )
             except grpc.RpcError as broken:
                 error = errors.from_call(broken)
             else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import grpc
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from service.client.options import ChannelOption, ClientOptions
 from service.client.retry import RetryPolicy
 from service.client.steps import Line, Step
 from service.client.wire import FloatArray
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 # A session that is left because of an exception is deleted in passing: its caller has other worries.
 _FAREWELL_TIMEOUT_S = 2.0
@@ -38,6 +41,7 @@ class SequenceClient:
         timeout: Time limit in seconds of calls and steps that name none.
         retry: How what fails is tried again.
         max_message_bytes: The size past which the steps that wait at the same moment go into another message.
+        tracer_provider: OpenTelemetry's, for spans of calls and steps; None traces nothing.
 
     Raises:
         ValueError: an argument is out of range.
@@ -54,6 +58,7 @@ class SequenceClient:
         timeout: float = 60.0,
         retry: RetryPolicy | None = None,
         max_message_bytes: int = 2 * 1024 * 1024,
+        tracer_provider: "TracerProvider | None" = None,
     ) -> None:
         settings = ClientOptions(
             credentials=credentials,
@@ -63,6 +68,7 @@ class SequenceClient:
             timeout=timeout,
             retry=retry or RetryPolicy(),
             max_message_bytes=max_message_bytes,
+            tracer_provider=tracer_provider,
         )
         self._connection = Connection(target, settings)
 

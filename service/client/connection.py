@@ -8,7 +8,7 @@ from typing import TypeVar
 import grpc
 
 from service.client import calls, errors, retry, wire
-from service.client.options import ClientOptions
+from service.client.options import ClientOptions, Metadata
 from service.client.threads import StepThreads
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ class Connection:
     def __init__(self, target: str, options: ClientOptions) -> None:
         options.check(target)
         self._options = options
+        self._tracing = options.tracing()
         self._channel = _open_channel(target, options)
         self._closed = threading.Event()
         self.threads = StepThreads(self._channel, options)
@@ -48,6 +49,12 @@ class Connection:
             GatewayError: it failed.
             RuntimeError: this process was forked off from the one that made the client.
         """
+        if self._tracing is None:
+            return self._invoke(call, timeout, ())
+        with self._tracing.call(call.path) as trace_context:
+            return self._invoke(call, timeout, trace_context)
+
+    def _invoke(self, call: calls.Call[T], timeout: float | None, trace_context: Metadata) -> T:
         self.threads.check_process()
         deadline = self.deadline(timeout)
         method = self._channel.unary_unary(call.path, type(call.request).SerializeToString, call.response.FromString)
@@ -56,7 +63,7 @@ class Connection:
             attempt += 1
             try:
                 left = max(deadline - time.monotonic(), 1e-3)
-                response = method(call.request, timeout=left, metadata=self._options.metadata())
+                response = method(call.request, timeout=left, metadata=(*self._options.metadata(), *trace_context))
             except grpc.RpcError as broken:
                 error = errors.from_call(broken)
             except ValueError:  # gRPC's way to say that the channel was closed meanwhile

@@ -3,13 +3,20 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import grpc
 
 from service.client.errors import GatewayError
 from service.client.retry import RetryPolicy
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+    from service.client.tracing import ClientTracing
+
 ChannelOption = tuple[str, str | int]
+Metadata = tuple[tuple[str, str], ...]
 
 _LOOPBACK = re.compile(
     r"(unix|unix-abstract|vsock):|((dns:///?|ipv4:|ipv6:)?(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?$)"
@@ -43,6 +50,7 @@ class ClientOptions:
         timeout: Time limit in seconds of calls and steps that name none.
         retry: How what fails is tried again.
         max_message_bytes: The size past which the steps that wait at the same moment go into another message.
+        tracer_provider: OpenTelemetry's, for spans of calls and steps (extra ``tracing``); None traces nothing.
     """
 
     credentials: grpc.ChannelCredentials | None = None
@@ -52,6 +60,15 @@ class ClientOptions:
     timeout: float = 60.0
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     max_message_bytes: int = 2 * 1024 * 1024
+    tracer_provider: "TracerProvider | None" = None
+
+    def tracing(self) -> "ClientTracing | None":
+        """What makes spans; None where nothing is traced, and then OpenTelemetry is not imported."""
+        if self.tracer_provider is None:
+            return None
+        from service.client.tracing import ClientTracing
+
+        return ClientTracing(self.tracer_provider)
 
     def check(self, target: str) -> None:
         """Checks what can be checked before connecting.
@@ -74,16 +91,20 @@ class ClientOptions:
         """Channel options: the client's own, and the caller's over them."""
         return list({name: (name, value) for name, value in (*_DEFAULT_CHANNEL_OPTIONS, *self.options)}.values())
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
+    def metadata(self, traceparent: str = "") -> Metadata:
         """What goes with each call and each stream.
+
+        Args:
+            traceparent: The trace context of what is called; empty where it is in no trace.
 
         Raises:
             GatewayError: UNAUTHENTICATED; the function that returns the token failed (which is its ``__cause__``).
         """
+        context = (("traceparent", traceparent),) if traceparent else ()
         if self.token is None:
-            return ()
+            return context
         try:
             token = self.token() if callable(self.token) else self.token
         except Exception as error:
             raise GatewayError(grpc.StatusCode.UNAUTHENTICATED, f"no token could be had: {error!r}") from error
-        return (("authorization", f"Bearer {token}"),)
+        return (("authorization", f"Bearer {token}"), *context)

@@ -271,6 +271,7 @@ class Pipeline:
             shape=step.shape,
             content=step.content,
             timeout=max(step.deadline - now, 1e-3),
+            traceparent=step.traceparent,
         )
 
     def _refused(self, step: Step, error: GatewayError, stream: int) -> None:

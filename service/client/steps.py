@@ -32,7 +32,9 @@ class Step:
         "position",
         "request_id",
         "shape",
+        "span",
         "stream",
+        "traceparent",
     )
 
     def __init__(self, line: "Line", inputs: FloatArray, deadline: float, done: Callable[["Step"], None]) -> None:
@@ -49,6 +51,8 @@ class Step:
         self.outputs: FloatArray | None = None
         self.error: GatewayError | None = None
         self.failure: Failure | None = None
+        self.span: object = None
+        self.traceparent = ""
 
     @property
     def finished(self) -> bool:

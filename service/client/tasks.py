@@ -27,6 +27,7 @@ class StepTasks:
 
     def __init__(self, channel: grpc.aio.Channel, options: ClientOptions) -> None:
         self._options = options
+        self._tracing = options.tracing()
         self._loop = asyncio.get_running_loop()
         self._pipeline = Pipeline(
             policy=options.retry, max_message_bytes=options.max_message_bytes, clock=self._loop.time
@@ -42,6 +43,8 @@ class StepTasks:
 
     def submit(self, steps: Sequence[Step]) -> None:
         """Takes steps on. All that are taken on before the event loop gets its turn share a message."""
+        if self._tracing is not None:
+            self._tracing.begin(steps)
         for step in steps:
             self._pipeline.submit(step)
         self._wake()
@@ -77,6 +80,8 @@ class StepTasks:
             self._spawn(self._send_alone(request))
         self._set_alarm(pipeline.wake_at())
         for step in pipeline.take_finished():
+            if self._tracing is not None:
+                self._tracing.end(step)
             step.done(step)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -131,7 +136,7 @@ class StepTasks:
     async def _send_alone(self, request: pb.StepRequest) -> None:
         timeout = request.timeout.seconds + request.timeout.nanos / 1e9
         try:
-            response = await self._step(request, timeout=timeout, metadata=self._options.metadata())
+            response = await self._step(request, timeout=timeout, metadata=self._options.metadata(request.traceparent))
         except grpc.RpcError as broken:
             self._pipeline.refused(request.request_id, errors.from_call(broken))
         else:

@@ -32,6 +32,7 @@ class StepThreads:
 
     def __init__(self, channel: grpc.Channel, options: ClientOptions) -> None:
         self._options = options
+        self._tracing = options.tracing()
         self._pipeline = Pipeline(
             policy=options.retry, max_message_bytes=options.max_message_bytes, clock=time.monotonic
         )
@@ -55,6 +56,8 @@ class StepThreads:
             RuntimeError: this process was forked off from the one that made the client.
         """
         self.check_process()
+        if self._tracing is not None:
+            self._tracing.begin(steps)
         with self._turn() as pipeline:
             for step in steps:
                 pipeline.submit(step)
@@ -102,6 +105,8 @@ class StepThreads:
         for request in large:
             self._send_alone(request)
         for step in finished:
+            if self._tracing is not None:
+                self._tracing.end(step)
             step.done(step)
 
     def _wake(self) -> None:
@@ -157,7 +162,7 @@ class StepThreads:
     def _send_alone(self, request: pb.StepRequest) -> None:
         timeout = request.timeout.seconds + request.timeout.nanos / 1e9
         try:
-            call = self._step.future(request, timeout=timeout, metadata=self._options.metadata())
+            call = self._step.future(request, timeout=timeout, metadata=self._options.metadata(request.traceparent))
         except (GatewayError, ValueError) as error:
             failure = error if isinstance(error, GatewayError) else errors.closed("the client is closed")
             with self._turn() as pipeline:

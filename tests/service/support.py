@@ -160,13 +160,13 @@ class Running:
 
 @asynccontextmanager
 async def running_gateway(
-    executor: Executor | None = None, store: SessionStore | None = None, **settings: Any
+    executor: Executor | None = None, store: SessionStore | None = None, tracing: Any = None, **settings: Any
 ) -> AsyncIterator[Running]:
     """A gateway around ``executor`` on a free port of loopback; drained at the end."""
     executor = executor or NumpyExecutor()
     store = store or MemoryStore(max_sessions=1000, clock=time.time)
     options = {"model_dir": Path(), "listen": "127.0.0.1:0", "drain_timeout": 5, **settings}
-    gateway = Gateway(Settings(**options), executor=executor, store=store)
+    gateway = Gateway(Settings(**options), executor=executor, store=store, tracing=tracing)
     port = await gateway.listen()
     await gateway.open()
     unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]

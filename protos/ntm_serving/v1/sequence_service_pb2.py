@@ -29,7 +29,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from ntm_serving.v1 import tensor_pb2 as ntm__serving_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%ntm_serving/v1/sequence_service.proto\x12\x0entm_serving.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bntm_serving/v1/tensor.proto\";\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"\x83\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.ntm_serving.v1.ModelSpec\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"|\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.ntm_serving.v1.ModelSpec\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x14ListSessionsResponse\x12)\n\x08sessions\x18\x01 \x03(\x0b\x32\x17.ntm_serving.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\xad\x01\n\x0bStepRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x15\n\x08position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12&\n\x06inputs\x18\x04 \x01(\x0b\x32\x16.ntm_serving.v1.Tensor\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\t_position\"\x95\x01\n\x0cStepResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\'\n\x07outputs\x18\x04 \x01(\x0b\x32\x16.ntm_serving.v1.Tensor\x12\"\n\x06status\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\"S\n\x12StreamStepsRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.ntm_serving.v1.StepRequest\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x03(\t\"F\n\x13StreamStepsResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.ntm_serving.v1.StepResponse\"A\n\x10\x42\x61tchStepRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.ntm_serving.v1.StepRequest\"D\n\x11\x42\x61tchStepResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.ntm_serving.v1.StepResponse\"i\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66ork_session_id\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\x16SnapshotSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"U\n\x17SnapshotSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.ntm_serving.v1.Session\"e\n\x15RestoreSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x15InspectSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"B\n\x0bStateTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.ntm_serving.v1.Tensor\"n\n\x16InspectSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.ntm_serving.v1.Session\x12*\n\x05state\x18\x02 \x03(\x0b\x32\x1b.ntm_serving.v1.StateTensor2\xa9\x07\n\x0fSequenceService\x12N\n\rCreateSession\x12$.ntm_serving.v1.CreateSessionRequest\x1a\x17.ntm_serving.v1.Session\x12H\n\nGetSession\x12!.ntm_serving.v1.GetSessionRequest\x1a\x17.ntm_serving.v1.Session\x12Y\n\x0cListSessions\x12#.ntm_serving.v1.ListSessionsRequest\x1a$.ntm_serving.v1.ListSessionsResponse\x12M\n\rDeleteSession\x12$.ntm_serving.v1.DeleteSessionRequest\x1a\x16.google.protobuf.Empty\x12\x41\n\x04Step\x12\x1b.ntm_serving.v1.StepRequest\x1a\x1c.ntm_serving.v1.StepResponse\x12Z\n\x0bStreamSteps\x12\".ntm_serving.v1.StreamStepsRequest\x1a#.ntm_serving.v1.StreamStepsResponse(\x01\x30\x01\x12P\n\tBatchStep\x12 .ntm_serving.v1.BatchStepRequest\x1a!.ntm_serving.v1.BatchStepResponse\x12J\n\x0b\x46orkSession\x12\".ntm_serving.v1.ForkSessionRequest\x1a\x17.ntm_serving.v1.Session\x12\x62\n\x0fSnapshotSession\x12&.ntm_serving.v1.SnapshotSessionRequest\x1a\'.ntm_serving.v1.SnapshotSessionResponse\x12P\n\x0eRestoreSession\x12%.ntm_serving.v1.RestoreSessionRequest\x1a\x17.ntm_serving.v1.Session\x12_\n\x0eInspectSession\x12%.ntm_serving.v1.InspectSessionRequest\x1a&.ntm_serving.v1.InspectSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%ntm_serving/v1/sequence_service.proto\x12\x0entm_serving.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bntm_serving/v1/tensor.proto\";\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\x03H\x00\x88\x01\x01\x42\n\n\x08_version\"\x83\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.ntm_serving.v1.ModelSpec\x12\x13\n\x0b\x66ingerprint\x18\x03 \x01(\t\x12\x10\n\x08position\x18\x04 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"|\n\x14\x43reateSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.ntm_serving.v1.ModelSpec\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"<\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Z\n\x14ListSessionsResponse\x12)\n\x08sessions\x18\x01 \x03(\x0b\x32\x17.ntm_serving.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\xc2\x01\n\x0bStepRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x15\n\x08position\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12&\n\x06inputs\x18\x04 \x01(\x0b\x32\x16.ntm_serving.v1.Tensor\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x06 \x01(\tB\x0b\n\t_position\"\x95\x01\n\x0cStepResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08position\x18\x03 \x01(\x03\x12\'\n\x07outputs\x18\x04 \x01(\x0b\x32\x16.ntm_serving.v1.Tensor\x12\"\n\x06status\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\"S\n\x12StreamStepsRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.ntm_serving.v1.StepRequest\x12\x0e\n\x06\x63\x61ncel\x18\x02 \x03(\t\"F\n\x13StreamStepsResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.ntm_serving.v1.StepResponse\"A\n\x10\x42\x61tchStepRequest\x12-\n\x08requests\x18\x01 \x03(\x0b\x32\x1b.ntm_serving.v1.StepRequest\"D\n\x11\x42\x61tchStepResponse\x12/\n\tresponses\x18\x01 \x03(\x0b\x32\x1c.ntm_serving.v1.StepResponse\"i\n\x12\x46orkSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x17\n\x0f\x66ork_session_id\x18\x02 \x01(\t\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\",\n\x16SnapshotSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"U\n\x17SnapshotSessionResponse\x12\x10\n\x08snapshot\x18\x01 \x01(\x0c\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.ntm_serving.v1.Session\"e\n\x15RestoreSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x0c\x12&\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"+\n\x15InspectSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"B\n\x0bStateTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.ntm_serving.v1.Tensor\"n\n\x16InspectSessionResponse\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.ntm_serving.v1.Session\x12*\n\x05state\x18\x02 \x03(\x0b\x32\x1b.ntm_serving.v1.StateTensor2\xa9\x07\n\x0fSequenceService\x12N\n\rCreateSession\x12$.ntm_serving.v1.CreateSessionRequest\x1a\x17.ntm_serving.v1.Session\x12H\n\nGetSession\x12!.ntm_serving.v1.GetSessionRequest\x1a\x17.ntm_serving.v1.Session\x12Y\n\x0cListSessions\x12#.ntm_serving.v1.ListSessionsRequest\x1a$.ntm_serving.v1.ListSessionsResponse\x12M\n\rDeleteSession\x12$.ntm_serving.v1.DeleteSessionRequest\x1a\x16.google.protobuf.Empty\x12\x41\n\x04Step\x12\x1b.ntm_serving.v1.StepRequest\x1a\x1c.ntm_serving.v1.StepResponse\x12Z\n\x0bStreamSteps\x12\".ntm_serving.v1.StreamStepsRequest\x1a#.ntm_serving.v1.StreamStepsResponse(\x01\x30\x01\x12P\n\tBatchStep\x12 .ntm_serving.v1.BatchStepRequest\x1a!.ntm_serving.v1.BatchStepResponse\x12J\n\x0b\x46orkSession\x12\".ntm_serving.v1.ForkSessionRequest\x1a\x17.ntm_serving.v1.Session\x12\x62\n\x0fSnapshotSession\x12&.ntm_serving.v1.SnapshotSessionRequest\x1a\'.ntm_serving.v1.SnapshotSessionResponse\x12P\n\x0eRestoreSession\x12%.ntm_serving.v1.RestoreSessionRequest\x1a\x17.ntm_serving.v1.Session\x12_\n\x0eInspectSession\x12%.ntm_serving.v1.InspectSessionRequest\x1a&.ntm_serving.v1.InspectSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,31 +51,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETESESSIONREQUEST']._serialized_start=849
   _globals['_DELETESESSIONREQUEST']._serialized_end=891
   _globals['_STEPREQUEST']._serialized_start=894
-  _globals['_STEPREQUEST']._serialized_end=1067
-  _globals['_STEPRESPONSE']._serialized_start=1070
-  _globals['_STEPRESPONSE']._serialized_end=1219
-  _globals['_STREAMSTEPSREQUEST']._serialized_start=1221
-  _globals['_STREAMSTEPSREQUEST']._serialized_end=1304
-  _globals['_STREAMSTEPSRESPONSE']._serialized_start=1306
-  _globals['_STREAMSTEPSRESPONSE']._serialized_end=1376
-  _globals['_BATCHSTEPREQUEST']._serialized_start=1378
-  _globals['_BATCHSTEPREQUEST']._serialized_end=1443
-  _globals['_BATCHSTEPRESPONSE']._serialized_start=1445
-  _globals['_BATCHSTEPRESPONSE']._serialized_end=1513
-  _globals['_FORKSESSIONREQUEST']._serialized_start=1515
-  _globals['_FORKSESSIONREQUEST']._serialized_end=1620
-  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_start=1622
-  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_end=1666
-  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_start=1668
-  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_end=1753
-  _globals['_RESTORESESSIONREQUEST']._serialized_start=1755
-  _globals['_RESTORESESSIONREQUEST']._serialized_end=1856
-  _globals['_INSPECTSESSIONREQUEST']._serialized_start=1858
-  _globals['_INSPECTSESSIONREQUEST']._serialized_end=1901
-  _globals['_STATETENSOR']._serialized_start=1903
-  _globals['_STATETENSOR']._serialized_end=1969
-  _globals['_INSPECTSESSIONRESPONSE']._serialized_start=1971
-  _globals['_INSPECTSESSIONRESPONSE']._serialized_end=2081
-  _globals['_SEQUENCESERVICE']._serialized_start=2084
-  _globals['_SEQUENCESERVICE']._serialized_end=3021
+  _globals['_STEPREQUEST']._serialized_end=1088
+  _globals['_STEPRESPONSE']._serialized_start=1091
+  _globals['_STEPRESPONSE']._serialized_end=1240
+  _globals['_STREAMSTEPSREQUEST']._serialized_start=1242
+  _globals['_STREAMSTEPSREQUEST']._serialized_end=1325
+  _globals['_STREAMSTEPSRESPONSE']._serialized_start=1327
+  _globals['_STREAMSTEPSRESPONSE']._serialized_end=1397
+  _globals['_BATCHSTEPREQUEST']._serialized_start=1399
+  _globals['_BATCHSTEPREQUEST']._serialized_end=1464
+  _globals['_BATCHSTEPRESPONSE']._serialized_start=1466
+  _globals['_BATCHSTEPRESPONSE']._serialized_end=1534
+  _globals['_FORKSESSIONREQUEST']._serialized_start=1536
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1641
+  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_start=1643
+  _globals['_SNAPSHOTSESSIONREQUEST']._serialized_end=1687
+  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_start=1689
+  _globals['_SNAPSHOTSESSIONRESPONSE']._serialized_end=1774
+  _globals['_RESTORESESSIONREQUEST']._serialized_start=1776
+  _globals['_RESTORESESSIONREQUEST']._serialized_end=1877
+  _globals['_INSPECTSESSIONREQUEST']._serialized_start=1879
+  _globals['_INSPECTSESSIONREQUEST']._serialized_end=1922
+  _globals['_STATETENSOR']._serialized_start=1924
+  _globals['_STATETENSOR']._serialized_end=1990
+  _globals['_INSPECTSESSIONRESPONSE']._serialized_start=1992
+  _globals['_INSPECTSESSIONRESPONSE']._serialized_end=2102
+  _globals['_SEQUENCESERVICE']._serialized_start=2105
+  _globals['_SEQUENCESERVICE']._serialized_end=3042
 # @@protoc_insertion_point(module_scope)

@@ -222,6 +222,7 @@ class StepRequest(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Comes back in the response. Pairs responses with requests on a stream; any string of at most 64 characters."""
     session_id: _builtins.str
@@ -230,6 +231,8 @@ class StepRequest(_message.Message):
     runs; at the beginning of the session's last step, with the same inputs, the stored reply comes back; anywhere
     else it is ABORTED. Left out: applied wherever the session stands, and not safe to repeat.
     """
+    traceparent: _builtins.str
+    """W3C trace context of this step, where it is traced: a stream's metadata cannot tell its steps apart."""
     @_builtins.property
     def inputs(self) -> _tensor_pb2.Tensor:
         """[time, input_dim], time at least 1."""
@@ -248,10 +251,11 @@ class StepRequest(_message.Message):
         position: _builtins.int | None = ...,
         inputs: _tensor_pb2.Tensor | None = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "inputs", b"inputs", "position", b"position", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "inputs", b"inputs", "position", b"position", "request_id", b"request_id", "session_id", b"session_id", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_position", b"_position", "inputs", b"inputs", "position", b"position", "request_id", b"request_id", "session_id", b"session_id", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__position: _TypeAlias = _typing.Literal["position"]  # noqa: Y015
     _WhichOneofArgType__position: _TypeAlias = _typing.Literal["_position", b"_position"]  # noqa: Y015
