@@ -23,5 +23,5 @@ def test_quick_trains_the_ntm_on_each_task_in_its_own_way_and_paper_at_the_rate_
 
 
 def test_an_unknown_task_is_refused():
-    with pytest.raises(ConfigError, match="task should be one of copy, .*; received 'sort'"):
+    with pytest.raises(ConfigError, match=r"task should be one of copy, .*; received 'sort'"):
         preset("quick", task="sort")
