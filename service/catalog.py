@@ -1,5 +1,6 @@
 """The catalog: which model versions there are, and which of them a session is pinned to."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from service.types import ModelVersion, VersionKey, VersionState, VersionStatus
 
 _GONE = VersionStatus(VersionState.UNAVAILABLE, "not served; its sessions are kept until it is back")
 _UNTOLD = VersionStatus(VersionState.AVAILABLE)
+# How often a version is looked for that another gateway was the first to see.
+_LOOK_EVERY_S = 0.05
 
 
 class Listed(NamedTuple):
@@ -29,11 +32,19 @@ class Listed(NamedTuple):
 
 
 class Catalog:
-    """Names to versions. It asks the executor anew each time, so it is never out of date."""
+    """Names to versions. It asks the executor anew each time, so it is never out of date.
 
-    def __init__(self, executor: Executor) -> None:
+    Args:
+        executor: Has the versions.
+        patience: Seconds that a version is waited for which another gateway was the first to see.
+    """
+
+    def __init__(self, executor: Executor, *, patience: float = 10.0) -> None:
         self._executor = executor
+        self.patience = patience
         self._open = False
+        # Versions that sessions were stepped on here, or that were waited for in vain: when gone, they are gone.
+        self._met: set[VersionKey] = set()
 
     def open(self) -> None:
         """The executor has its models: what it does not have from now on is not there."""
@@ -105,7 +116,31 @@ class Catalog:
                 expected=session.fingerprint,
                 served=version.fingerprint,
             )
+        self._met.add(session.version)
         return version
+
+    async def pinned_or_new(self, session: SessionInfo) -> ModelVersion:
+        """``pinned``, where other gateways share the sessions.
+
+        While a version is rolled out, one of them sees it first, opens a session on it, and the session's next step
+        comes here. So a version that is newer than all that are served is waited for, once.
+
+        Raises:
+            ModelVersionUnavailable, FingerprintMismatch: as ``pinned``.
+        """
+        key = session.version
+        if key in self._met or key in self._versions() or not self._is_newer(key):
+            return self.pinned(session)
+        for _ in range(round(self.patience / _LOOK_EVERY_S)):
+            if key in self._versions():
+                break
+            await asyncio.sleep(_LOOK_EVERY_S)
+        self._met.add(key)
+        return self.pinned(session)
+
+    def _is_newer(self, key: VersionKey) -> bool:
+        served = [known.version for known in self._versions() if known.model == key.model]
+        return bool(served) and key.version > max(served)
 
     def with_fingerprint(self, fingerprint: str, preferred: VersionKey, may_use: Callable[[str], bool]) -> ModelVersion:
         """A served version of one fingerprint that ``may_use`` lets through; ``preferred`` where it is one of them.

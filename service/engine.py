@@ -179,7 +179,7 @@ class Engine:
 
     async def _run(self, call: StepCall, session: Session) -> Commit:
         """Runs the step on a session's state. Nothing is written yet."""
-        version = self.catalog.pinned(session.info)
+        version = await self.catalog.pinned_or_new(session.info)
         _check_against(version, call, session)
         await self._store.extend(call.key, self._checkout(call.deadline))
         outputs, state = await self._batcher.submit(version, call.inputs, session.state, call.deadline)
@@ -311,7 +311,7 @@ class Engine:
             SessionNotFound, ModelVersionUnavailable, FingerprintMismatch, CorruptState: see docs/api.md.
         """
         session = await self.get(key)
-        version = self.catalog.pinned(session.info)
+        version = await self.catalog.pinned_or_new(session.info)
         state = await self._initial_state(version) if session.state is None else session.state
         if state.shape != (version.state_size,):
             raise CorruptState(f"the stored state has shape {state.shape}; expected ({version.state_size},)")

@@ -284,6 +284,37 @@ async def test_a_session_whose_version_went_away_is_kept():
         assert (await bench.step(random_inputs(1), 1)).position == 2
 
 
+async def test_a_version_that_another_gateway_saw_first_is_waited_for():
+    """While it is rolled out: the session is on the new version, and its step comes to a gateway that has to look."""
+    newer = version_of(version=2, fingerprint="two")
+    executor = NumpyExecutor()
+    async with Bench(NumpyExecutor(newer)) as first, Bench(executor, store=first.store) as second:
+        await first.create()
+        inputs = random_inputs(2)
+        step = asyncio.create_task(second.step(inputs, 0))
+        inspected = asyncio.create_task(second.engine.inspect(KEY))
+        await asyncio.sleep(0)
+        assert not step.done()
+        executor.served[newer.key] = newer
+        np.testing.assert_array_equal((await step).outputs, run_whole(inputs)[0])
+        assert (await inspected).session.info.version == newer.key
+        del executor.served[newer.key]
+        with pytest.raises(ModelVersionUnavailable):  # it was here: now it is gone
+            await second.step(random_inputs(1), 2)
+
+
+async def test_a_version_that_never_comes_is_waited_for_once():
+    newer = version_of(version=2, fingerprint="two")
+    async with Bench(NumpyExecutor(newer)) as first, Bench(store=first.store) as second:
+        await first.create()
+        second.engine.catalog.patience = 0.1
+        with pytest.raises(ModelVersionUnavailable):
+            await second.step(random_inputs(1), 0)
+        second.engine.catalog.patience = 1000  # longer than the step's own limit
+        with pytest.raises(ModelVersionUnavailable):
+            await second.step(random_inputs(1), 0)
+
+
 async def test_sessions_expire_and_each_commit_renews_them():
     async with Bench(max_sessions=1) as bench:
         await bench.create(ttl=60)
