@@ -11,7 +11,7 @@ pytestmark = rendered.needs_kubectl
 
 # `lifecycle.preStop.sleep` wants 1.30; the newest schemas are checked as well.
 OLDEST, NEWEST = "1.30", kubernetes_validate.latest_version()
-FOLDERS = (*(f"overlays/{name}" for name in OVERLAYS), "training")
+FOLDERS = (*(f"overlays/{name}" for name in OVERLAYS), *rendered.JOBS)
 # Custom resources, whose schemas come with what defines them. They are checked by hand, below.
 UNCHECKED = {"ServiceMonitor"}
 

@@ -1,6 +1,7 @@
 """What ``kubectl kustomize`` makes of deploy/kubernetes: the objects that a cluster would be given."""
 
 import functools
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
 OVERLAYS = ("dev", "gpu", "production")
+JOBS = ("training", "rollback")
 WORKLOADS = ("Deployment", "StatefulSet", "Job")
 
 needs_kubectl = pytest.mark.skipif(
@@ -53,8 +55,8 @@ def containers(workload):
 
 
 def everything():
-    """Each workload of each overlay, of the training Job, and of the components that no overlay uses."""
-    folders = [*(f"overlays/{name}" for name in OVERLAYS), "training"]
+    """Each workload of each overlay, and the Jobs."""
+    folders = [*(f"overlays/{name}" for name in OVERLAYS), *JOBS]
     return [(folder, workload) for folder in folders for workload in of_kind(render(folder), *WORKLOADS)]
 
 
@@ -74,6 +76,4 @@ def with_component(tmp_path, base, *components):
 
 def relative(start, path):
     """Kustomize takes no absolute paths."""
-    import os
-
     return os.path.relpath(path.resolve(), start.resolve())
