@@ -95,14 +95,14 @@ class Recipe:
     training_slots: int | None = 22
     learning_rate: float = 4e-3
     beta_2: float = 0.99
-    epsilon: float = 1e-3
+    epsilon: float = 1e-4
     clip_norm: float = 10.0
     learned_below: float = 0.03
     search_steps: int = 600
-    settle_steps: int = 800
+    settle_steps: int = 1000
     settle_rate: float = 1e-3
     settle_clip_norm: float = 1.0
-    settle_noise: float = 0.3
+    settle_noise: float = 0.6
     average: float = 0.99
     attempts: int = 10
     chunk: int = 50

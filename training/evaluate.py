@@ -86,21 +86,15 @@ def print_table(run: Path, rows: Sequence[Row]) -> None:
     from rich.table import Table
 
     table = Table(title=str(run))
-    for heading in (
-        "size",
-        "sequences",
-        "bits asked",
-        "wrong (mean)",
-        "wrong (median)",
-        "right",
-        "loss, bits",
-        "exact",
-    ):
+    headings = ["size", "sequences", "bits asked", "wrong (mean)", "wrong (median)", "right", "loss, bits", "exact"]
+    known = any(row.optimal_bits is not None for row in rows)
+    for heading in [*headings, "optimal, bits"] if known else headings:
         table.add_column(heading, justify="right")
-    for size, sequences, asked, wrong, median, loss, exact in rows:
+    for size, sequences, asked, wrong, median, loss, exact, optimal in rows:
         right = f"{100 * (1 - wrong / asked):.3f} %"
         cells = (f"{asked:.0f}", f"{wrong:.4f}", f"{median:g}", right, f"{loss:.3f}", f"{100 * exact:.1f} %")
-        table.add_row("x".join(map(str, size)), str(sequences), *cells)
+        best = () if optimal is None else (f"{optimal:.3f}",)
+        table.add_row("x".join(map(str, size)), str(sequences), *cells, *best)
     Console().print(table)
 
 

@@ -65,7 +65,9 @@ class Evaluator:
     def row(self, task: Task, size: tuple[int, ...], *, sequences: int, seed: int) -> Row:
         """One line of the table."""
         generator = np.random.default_rng([seed, *size])
-        found = self.answer(task.test_batch(generator, sequences, size))
+        batch = task.test_batch(generator, sequences, size)
+        found = self.answer(batch)
+        optimal_bits = getattr(task, "optimal_bits", None)
         return Row(
             size,
             sequences,
@@ -74,6 +76,7 @@ class Evaluator:
             float(np.median(found.wrong_bits)),
             float(found.loss_bits.mean()),
             float((found.wrong_bits == 0).mean()),
+            None if optimal_bits is None else float(optimal_bits(batch).mean()),
         )
 
     def _count(self, batch: Batch) -> Answers:

@@ -14,6 +14,7 @@ class Row(NamedTuple):
         median_wrong_bits: the same in the median.
         loss_bits: loss of a sequence in bits, in the mean.
         exact: share of the sequences without a wrong bit.
+        optimal_bits: the loss of the task's optimal predictor on the same sequences, where it has one.
     """
 
     size: tuple[int, ...]
@@ -23,3 +24,4 @@ class Row(NamedTuple):
     median_wrong_bits: float
     loss_bits: float
     exact: float
+    optimal_bits: float | None = None
