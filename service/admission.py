@@ -1,14 +1,19 @@
 """Admission: how much the gateway takes on at once. Nothing in it queues without a permit."""
 
 import asyncio
-from collections import Counter
 from types import TracebackType
 
 from service.errors import Draining, Overloaded
 
+# Of the places and of the bytes, what is kept for callers who hold less than half of all.
+_KEPT = 0.1
+
 
 class Admission:
     """Counts the steps that were taken on and not yet answered, and the bytes of their inputs.
+
+    A tenth of the places and of the bytes is out of reach for a caller who holds half of them: a single one that floods
+    leaves room for the others.
 
     Args:
         max_steps: How many steps may be under way at once.
@@ -18,9 +23,11 @@ class Admission:
     def __init__(self, *, max_steps: int, max_bytes: int) -> None:
         self._max_steps = max_steps
         self._max_bytes = max_bytes
+        self._common_steps = max_steps - int(_KEPT * max_steps)
+        self._common_bytes = max_bytes - int(_KEPT * max_bytes)
         self._steps = 0
         self._bytes = 0
-        self._by_owner: Counter[str] = Counter()  # of owners with a limit, those with steps under way
+        self._held: dict[str, _Held] = {}  # by callers who have steps under way
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -35,42 +42,45 @@ class Admission:
         """Bytes of their inputs."""
         return self._bytes
 
-    def permit(self, nbytes: int, owner: str = "", owner_limit: int | None = None) -> "_Permit":
+    def permit(self, nbytes: int, caller: str = "", limit: int | None = None) -> "_Permit":
         """``with admission.permit(...):`` holds a place for one step, from its beginning to its end.
 
         Args:
             nbytes: Bytes of its inputs.
-            owner: Whose step it is.
-            owner_limit: The most steps that ``owner`` may have under way; None for no limit of its own.
+            caller: Whose step it is.
+            limit: The most steps that ``caller`` may have under way; None for no limit of its own.
 
         Raises:
             Draining: the gateway takes nothing new.
-            Overloaded: there are as many steps or bytes as it takes, or as many steps as the owner may have.
+            Overloaded: there are as many steps or bytes as it takes, or as many as this caller may have.
         """
-        return _Permit(self, nbytes, owner, owner_limit)
+        return _Permit(self, nbytes, caller, limit)
 
-    def take(self, nbytes: int, owner: str, owner_limit: int | None) -> None:
+    def take(self, nbytes: int, caller: str, limit: int | None) -> None:
         """A permit's beginning."""
-        self._check(nbytes)
-        if owner_limit is not None:
-            if self._by_owner[owner] >= owner_limit:
-                raise Overloaded(
-                    f"{self._by_owner[owner]} steps of this caller are under way; at most {owner_limit} are taken",
-                    limit=owner_limit,
-                )
-            self._by_owner[owner] += 1
+        self.check_open()
+        held = self._held.get(caller)
+        if self._steps >= self._common_steps or self._bytes + nbytes > self._common_bytes:
+            self._check_room(nbytes, held or _NONE)
+        if held is None:
+            held = self._held[caller] = _Held()
+        if limit is not None and held.steps >= limit:
+            self._forget_idle(caller, held)
+            raise Overloaded(f"{held.steps} steps of this caller are under way; at most {limit} are taken", limit=limit)
+        held.steps += 1
+        held.bytes += nbytes
         self._steps += 1
         self._bytes += nbytes
         self._idle.clear()
 
-    def give_back(self, nbytes: int, owner: str, owner_limit: int | None) -> None:
+    def give_back(self, nbytes: int, caller: str) -> None:
         """A permit's end."""
+        held = self._held[caller]
+        held.steps -= 1
+        held.bytes -= nbytes
+        self._forget_idle(caller, held)
         self._steps -= 1
         self._bytes -= nbytes
-        if owner_limit is not None:
-            self._by_owner[owner] -= 1
-            if not self._by_owner[owner]:
-                del self._by_owner[owner]
         if not self._steps:
             self._idle.set()
 
@@ -87,35 +97,57 @@ class Admission:
         if self._draining:
             raise Draining("this gateway is shutting down; another one will take the request")
 
-    def _check(self, nbytes: int) -> None:
-        self.check_open()
-        if self._steps >= self._max_steps:
+    def _forget_idle(self, caller: str, held: "_Held") -> None:
+        if not held.steps:
+            del self._held[caller]
+
+    def _check_room(self, nbytes: int, held: "_Held") -> None:
+        """Decides over what is left when the common part is used up."""
+        greedy = 2 * held.steps >= self._max_steps
+        if self._steps >= (self._common_steps if greedy else self._max_steps):
             raise Overloaded(
-                f"{self._steps} steps are under way; at most {self._max_steps} are taken", limit=self._max_steps
+                f"{self._steps} steps are under way; at most {self._max_steps} are taken"
+                + (f", {self._common_steps} while {held.steps} of them are this caller's" if greedy else ""),
+                limit=self._max_steps,
             )
+        greedy = 2 * held.bytes >= self._max_bytes
         # A chunk that fits the message limit must be able to run alone, whatever the byte limit is.
-        if self._steps and self._bytes + nbytes > self._max_bytes:
+        if self._steps and self._bytes + nbytes > (self._common_bytes if greedy else self._max_bytes):
             raise Overloaded(
-                f"the steps under way hold {self._bytes} bytes of inputs; at most {self._max_bytes} are taken",
+                f"the steps under way hold {self._bytes} bytes of inputs; at most {self._max_bytes} are taken"
+                + (f", {self._common_bytes} while {held.bytes} of them are this caller's" if greedy else ""),
                 limit=self._max_bytes,
             )
+
+
+class _Held:
+    """What one caller has under way."""
+
+    __slots__ = ("bytes", "steps")
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.bytes = 0
+
+
+_NONE = _Held()
 
 
 class _Permit:
     """One step's place. A class and not a generator: it is made for every step."""
 
-    __slots__ = ("_admission", "_nbytes", "_owner", "_owner_limit")
+    __slots__ = ("_admission", "_caller", "_limit", "_nbytes")
 
-    def __init__(self, admission: Admission, nbytes: int, owner: str, owner_limit: int | None) -> None:
+    def __init__(self, admission: Admission, nbytes: int, caller: str, limit: int | None) -> None:
         self._admission = admission
         self._nbytes = nbytes
-        self._owner = owner
-        self._owner_limit = owner_limit
+        self._caller = caller
+        self._limit = limit
 
     def __enter__(self) -> None:
-        self._admission.take(self._nbytes, self._owner, self._owner_limit)
+        self._admission.take(self._nbytes, self._caller, self._limit)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._admission.give_back(self._nbytes, self._owner, self._owner_limit)
+        self._admission.give_back(self._nbytes, self._caller)

@@ -6,17 +6,18 @@ pads them to a bucket, calls the executor once and splits the result once. A chu
 end of its queue with the state that it has reached. There is no delay to fill a batch: while one runs, the next
 gathers.
 
-Chunks that one turn can finish and longer ones wait in queues of their own. The short ones go first, and the long ones
-that share their batch get a short turn, so that a one-step request never waits for a 500-step one, nor for a hundred of
-them; a quarter of each batch is kept for the long ones, so that no flood of short ones stops them.
+Chunks that one turn can finish and longer ones wait in queues of their own. The short ones go first; the long ones get
+short turns in their batches, and also in batches of their own as long as short ones keep coming, so that a one-step
+request never waits for a 500-step one, nor for a hundred of them; a quarter of each batch is kept for the long ones, so
+that no flood of short ones stops them. In either queue callers take turns: nobody waits for another's whole flood.
 
 The batcher knows neither sessions nor messages: inputs and a state go in, outputs and a state come out.
 """
 
 import asyncio
 import logging
+import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -25,6 +26,7 @@ import numpy as np
 
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Executor
+from service.fair_queue import FairQueue
 from service.observing import SILENT, BatchRun, Observer
 from service.types import BoolArray, FloatArray, ModelVersion, StepBatch, StepBatchResult, VersionKey
 
@@ -42,15 +44,18 @@ class BatchPolicy:
     Attributes:
         max_batch_size: The most rows of a batch.
         max_steps_per_turn: The most time steps of a chunk that run in one batch.
+        executor_timeout: Seconds that one executor call may take.
         shared_steps: The most that a longer chunk runs in a batch that it shares with chunks that one turn finishes,
             unless one of these takes more.
-        executor_timeout: Seconds that one executor call may take.
+        shared_seconds: For so long after the last of these, longer ones run no more than that alone either: the next
+            will come while a batch runs, and has to wait for it.
     """
 
     max_batch_size: int
     max_steps_per_turn: int
     executor_timeout: float
     shared_steps: int = 4
+    shared_seconds: float = 0.0
 
 
 class Outcome(Protocol):
@@ -101,7 +106,7 @@ class Batcher:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def submit(
-        self, version: ModelVersion, inputs: FloatArray, state: FloatArray | None, deadline: float
+        self, version: ModelVersion, inputs: FloatArray, state: FloatArray | None, deadline: float, caller: str = ""
     ) -> tuple[FloatArray, FloatArray]:
         """Runs one chunk from ``state`` on.
 
@@ -110,6 +115,7 @@ class Batcher:
             inputs: ``[time, input_dim]``, time at least 1.
             state: ``[state_size]``; None for the model's initial state. It is read, never written.
             deadline: On the event loop's clock; past it the chunk is dropped.
+            caller: Who asks: callers take turns.
 
         Returns:
             ``outputs`` ``[time, output_dim]`` and the state after them ``[state_size]``, both the caller's own.
@@ -120,7 +126,7 @@ class Batcher:
             ExecutorUnavailable, ModelVersionUnavailable: it could not be run.
         """
         future: asyncio.Future[tuple[FloatArray, FloatArray]] = asyncio.get_running_loop().create_future()
-        chunk = self.put(version, inputs, state, deadline, future)
+        chunk = self.put(version, inputs, state, deadline, future, caller)
         try:
             return await future
         finally:
@@ -128,13 +134,19 @@ class Batcher:
                 chunk.leave()
 
     def put(
-        self, version: ModelVersion, inputs: FloatArray, state: FloatArray | None, deadline: float, outcome: Outcome
+        self,
+        version: ModelVersion,
+        inputs: FloatArray,
+        state: FloatArray | None,
+        deadline: float,
+        outcome: Outcome,
+        caller: str = "",
     ) -> "Chunk":
         """Like ``submit``, but returns at once; what it would return or raise goes to ``outcome``, later."""
         lane = self._lanes.get(version.key)
         if lane is None or lane.fingerprint != version.fingerprint:
             lane = self._open(version)
-        chunk = Chunk(lane, inputs, state, deadline, outcome)
+        chunk = Chunk(lane, inputs, state, deadline, outcome, caller)
         if self._origin is not None:
             chunk.origin = self._origin()
         lane.put(chunk)
@@ -177,6 +189,7 @@ class Chunk:
 
     __slots__ = (
         "_lane",
+        "caller",
         "deadline",
         "future",
         "inputs",
@@ -190,9 +203,16 @@ class Chunk:
     )
 
     def __init__(
-        self, lane: "_Lane", inputs: FloatArray, state: FloatArray | None, deadline: float, future: Outcome
+        self,
+        lane: "_Lane",
+        inputs: FloatArray,
+        state: FloatArray | None,
+        deadline: float,
+        future: Outcome,
+        caller: str = "",
     ) -> None:
         self._lane = lane
+        self.caller = caller
         self.inputs = inputs
         self.state = state
         self.deadline = deadline
@@ -251,8 +271,9 @@ class _Lane:
         self._clock = clock
         self._observer = observer
         self._timer = timer
-        self._short: deque[Chunk] = deque()  # one turn finishes them
-        self._long: deque[Chunk] = deque()
+        self._short: FairQueue[Chunk] = FairQueue()  # one turn finishes them
+        self._long: FairQueue[Chunk] = FairQueue()
+        self._short_until = -math.inf  # as long as short ones are to be reckoned with
         self._owed = 0.0  # rows that are kept for long ones
         self._gone = 0  # at most so many of those that wait were cancelled
         self._filled = asyncio.Event()
@@ -275,6 +296,8 @@ class _Lane:
         # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
         item.since = self._timer()
         short = not item.taken and item.left <= self._policy.max_steps_per_turn
+        if short:
+            self._short_until = self._clock() + self._policy.shared_seconds
         (self._short if short else self._long).append(item)
         item.waits = True
         self._filled.set()
@@ -287,9 +310,7 @@ class _Lane:
         self._gone += 1
         if 2 * self._gone > self.queued:
             for queue in (self._short, self._long):
-                waiting = [waiting for waiting in queue if not waiting.future.done()]
-                queue.clear()
-                queue.extend(waiting)
+                queue.keep(lambda waiting: not waiting.future.done())
             self._gone = 0
 
     async def close(self) -> None:
@@ -363,8 +384,9 @@ class _Lane:
         long = self._take(self._long, self._max_rows - len(short))
         for item in short:
             item.turn = item.left
-        turn = max((policy.shared_steps, *(item.turn for item in short))) if short else policy.max_steps_per_turn
-        turn = min(turn, policy.max_steps_per_turn)
+        turn = policy.max_steps_per_turn
+        if short or self._clock() < self._short_until:
+            turn = min(turn, max((policy.shared_steps, *(item.turn for item in short))))
         for item in long:
             item.turn = min(turn, item.left)
         items = short + long
@@ -373,7 +395,7 @@ class _Lane:
             self._observer.batch_formed(self._version.key, [now - item.since for item in items])
         return items
 
-    def _take(self, queue: deque[Chunk], count: int) -> list[Chunk]:
+    def _take(self, queue: FairQueue[Chunk], count: int) -> list[Chunk]:
         """Up to ``count`` items that somebody still waits for."""
         now = self._clock()
         taken: list[Chunk] = []

@@ -91,7 +91,9 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
     return array, digest.digest()
 
 
-def parse_step(request: pb.StepRequest, principal: str, deadline: float, max_chunk_bytes: int) -> StepCall:
+def parse_step(
+    request: pb.StepRequest, principal: str, deadline: float, max_chunk_bytes: int, caller: str = ""
+) -> StepCall:
     """One step, checked as far as that goes without its model.
 
     Raises:
@@ -109,7 +111,7 @@ def parse_step(request: pb.StepRequest, principal: str, deadline: float, max_chu
         if position < 0:
             raise InvalidArgument(f"position is {position}; expected 0 or more", field="position")
     inputs, digest = parse_inputs(request.inputs, max_chunk_bytes)
-    return StepCall(key, position, inputs, digest, deadline)
+    return StepCall(key, position, inputs, digest, deadline, caller)
 
 
 def parse_timeout(request: pb.StepRequest) -> float | None:

@@ -132,7 +132,7 @@ class Engine:
         """
         began = self._timer()
         session: Session | None = None
-        with self._admission.permit(call.inputs.nbytes, call.key.principal, owner_limit):
+        with self._admission.permit(call.inputs.nbytes, call.caller, owner_limit):
             try:
                 async with asyncio.timeout_at(call.deadline), self._turns.of(call.key):
                     session = await self._store.load(call.key)
@@ -182,7 +182,7 @@ class Engine:
         version = await self.catalog.pinned_or_new(session.info)
         _check_against(version, call, session)
         await self._store.extend(call.key, self._checkout(call.deadline))
-        outputs, state = await self._batcher.submit(version, call.inputs, session.state, call.deadline)
+        outputs, state = await self._batcher.submit(version, call.inputs, session.state, call.deadline, call.caller)
         return Commit(
             token=session.token,
             position=call.position,

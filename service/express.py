@@ -194,12 +194,12 @@ class Express:
             return None
         version = self._catalog.pinned(session.info)
         self._check(version, call, session)
-        self._admission.take(call.inputs.nbytes, call.key.principal, owner_limit)
+        self._admission.take(call.inputs.nbytes, call.caller, owner_limit)
         self._turns.take(call.key)
         self._store.extend_now(call.key, self._checkout(call.deadline))
         step = ExpressStep(self, call, session, owner_limit, tag, finish, began)
         step.tick = self._deadlines.add(step, call.deadline)
-        step.chunk = self._batcher.put(version, call.inputs, session.state, call.deadline, step)
+        step.chunk = self._batcher.put(version, call.inputs, session.state, call.deadline, step, call.caller)
         return step
 
     def commit(self, step: ExpressStep, outputs: FloatArray, state: FloatArray) -> StepReply | None:
@@ -223,7 +223,7 @@ class Express:
 
     def end(self, step: ExpressStep) -> None:
         """Lets go of what a step held."""
-        key = step.call.key
+        call = step.call
         self._deadlines.discard(step, step.tick)
-        self._turns.release(key)
-        self._admission.give_back(step.call.inputs.nbytes, key.principal, step.owner_limit)
+        self._turns.release(call.key)
+        self._admission.give_back(call.inputs.nbytes, call.caller)

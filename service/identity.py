@@ -30,11 +30,23 @@ class Principal:
 ANONYMOUS = Principal(name="anonymous")
 
 _caller: ContextVar[Callable[[], Principal]] = ContextVar("caller")
+_connection: ContextVar[str] = ContextVar("connection", default="")
 
 
-def set_caller(caller: Callable[[], Principal]) -> None:
-    """For the rest of this call; ``caller`` is asked anew each time, so that a revoked token ends a stream's steps."""
+def set_caller(caller: Callable[[], Principal], connection: str = "") -> None:
+    """For the rest of this call.
+
+    Args:
+        caller: Asked anew each time, so that a revoked token ends a stream's steps.
+        connection: Names the connection that it came by, where that is all that tells this caller from others.
+    """
     _caller.set(caller)
+    _connection.set(connection)
+
+
+def current_connection() -> str:
+    """What tells this call's caller from others of the same principal; empty where nothing has to."""
+    return _connection.get()
 
 
 def current() -> Principal:

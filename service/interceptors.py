@@ -13,7 +13,7 @@ import grpc
 from grpc_status import rpc_status
 
 from service.errors import ServiceError
-from service.identity import Principal, set_caller
+from service.identity import ANONYMOUS, Principal, set_caller
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
 from service.status import status_of
@@ -112,7 +112,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         certificate = next(iter(context.auth_context().get("x509_common_name", ())), None)
         caller = self._authenticator.caller(authorization, certificate.decode() if certificate else None)
         principal = caller()
-        set_caller(caller)
+        set_caller(caller, context.peer() if principal is ANONYMOUS else "")
         return principal
 
 

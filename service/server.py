@@ -48,6 +48,8 @@ _SERVICES = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
 _SWEEP_EVERY_S = 5.0
+# How long after a short chunk the long ones still run in short turns: about as long as its client takes for the next.
+_SHARED_S = 0.25
 _RELOAD_EVERY_S = 1.0
 _SECRET_BYTES = 32
 # How long calls that are not steps (a slow reader's stream, a ListModels) get once every step is answered.
@@ -333,6 +335,7 @@ def _batch_policy(settings: Settings) -> BatchPolicy:
         max_batch_size=settings.max_batch_size,
         max_steps_per_turn=settings.max_steps_per_turn,
         executor_timeout=settings.executor_timeout,
+        shared_seconds=_SHARED_S,
     )
 
 

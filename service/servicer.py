@@ -20,7 +20,7 @@ from service.catalog import not_served
 from service.engine import Engine
 from service.errors import ServiceError
 from service.express import ExpressStep
-from service.identity import current
+from service.identity import current, current_connection
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
 from service.seal import Sealer
@@ -165,7 +165,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         timeout = codec.parse_timeout(request)
         limits = [limit for limit in (timeout, remaining) if limit is not None]
         deadline = asyncio.get_running_loop().time() + min(limits, default=self._limits.step_timeout)
-        return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes)
+        return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes, current_connection() or owner)
 
     def _begin(self, request: pb.StepRequest, arrived: Arrived) -> ExpressStep | None:
         """Begins a step of a stream without a task, where that goes; whatever is wrong is told the other way."""

@@ -112,6 +112,7 @@ class StepCall(NamedTuple):
         inputs: ``[time, input_dim]``, finite, time at least 1.
         digest: SHA-256 over dtype, shape and bytes of ``inputs``: what makes a repeated step the same step.
         deadline: When its caller stops waiting, on the event loop's clock, in seconds.
+        caller: Who asks, for turns and shares: a principal, or a connection where there are none.
     """
 
     key: SessionKey
@@ -119,6 +120,7 @@ class StepCall(NamedTuple):
     inputs: FloatArray
     digest: bytes
     deadline: float
+    caller: str = ""
 
 
 class StepReply(NamedTuple):

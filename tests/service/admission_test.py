@@ -19,10 +19,10 @@ def test_a_permit_is_given_back_however_its_body_ends():
 
 def test_steps_and_bytes_are_limited():
     admission = Admission(max_steps=2, max_bytes=100)
-    with admission.permit(60):
-        with pytest.raises(Overloaded, match="bytes"), admission.permit(41):
+    with admission.permit(60, "a"):
+        with pytest.raises(Overloaded, match="bytes"), admission.permit(41, "b"):
             pass
-        with admission.permit(40), pytest.raises(Overloaded, match="2 steps"), admission.permit(0):
+        with admission.permit(40, "b"), pytest.raises(Overloaded, match="2 steps"), admission.permit(0):
             pass
     assert admission.steps == 0
 
@@ -31,6 +31,44 @@ def test_a_chunk_above_the_byte_limit_runs_alone():
     admission = Admission(max_steps=2, max_bytes=100)
     with admission.permit(101), pytest.raises(Overloaded), admission.permit(1):
         pass
+
+
+def hold(admission, count, nbytes, caller):
+    for _ in range(count):
+        admission.take(nbytes, caller, None)
+
+
+def test_one_caller_leaves_a_tenth_of_the_places_to_the_others():
+    admission = Admission(max_steps=100, max_bytes=10**6)
+    hold(admission, 90, 1, "flood")
+    with pytest.raises(Overloaded, match="90 while 90 of them are this caller's"):
+        admission.take(1, "flood", None)
+    hold(admission, 10, 1, "other")
+    with pytest.raises(Overloaded, match="at most 100"):
+        admission.take(1, "other", None)
+    admission.give_back(1, "flood")
+    with pytest.raises(Overloaded):
+        admission.take(1, "flood", None)
+    admission.take(1, "third", None)
+
+
+def test_one_caller_leaves_a_tenth_of_the_bytes_to_the_others():
+    admission = Admission(max_steps=100, max_bytes=1000)
+    hold(admission, 9, 100, "flood")
+    with pytest.raises(Overloaded, match="bytes"):
+        admission.take(100, "flood", None)
+    admission.take(100, "other", None)
+
+
+def test_a_caller_s_own_limit_holds_and_nothing_is_kept_of_who_has_left():
+    admission = Admission(max_steps=100, max_bytes=1000)
+    for _ in range(3):
+        with admission.permit(1, "a", 1), pytest.raises(Overloaded, match="of this caller"):
+            admission.take(1, "a", 1)
+        with pytest.raises(Overloaded):
+            admission.take(1, "b", 0)
+    assert admission._held == {}
+    assert (admission.steps, admission.nbytes) == (0, 0)
 
 
 async def test_draining_refuses_and_waits_for_what_is_under_way():

@@ -1,0 +1,61 @@
+"""A queue in which nobody waits for the whole of somebody else's flood."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+
+class Queued(Protocol):
+    """What can be queued: something that somebody asked for."""
+
+    caller: str
+
+
+_T = TypeVar("_T", bound=Queued)
+
+
+class FairQueue(Generic[_T]):
+    """First in, first out for each caller; callers take turns. Every operation takes the same time at any length."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[_T]] = {}  # in the order of their turns; none is empty
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[_T]:
+        for queue in self._queues.values():
+            yield from queue
+
+    def append(self, item: _T) -> None:
+        """Puts an item behind those of its caller; a caller who had none comes last."""
+        queue = self._queues.get(item.caller)
+        if queue is None:
+            queue = self._queues[item.caller] = deque()
+        queue.append(item)
+        self._length += 1
+
+    def popleft(self) -> _T:
+        """Takes the first item of the caller whose turn it is.
+
+        Raises:
+            IndexError: it is empty.
+        """
+        if not self._length:
+            raise IndexError("pop from an empty queue")
+        caller, queue = next(iter(self._queues.items()))
+        item = queue.popleft()
+        self._length -= 1
+        if not queue:
+            del self._queues[caller]
+        elif len(self._queues) > 1:
+            del self._queues[caller]
+            self._queues[caller] = queue  # its next turn comes last
+        return item
+
+    def keep(self, wanted: Callable[[_T], bool]) -> None:
+        """Drops the items that are not wanted."""
+        kept = {caller: deque(filter(wanted, queue)) for caller, queue in self._queues.items()}
+        self._queues = {caller: queue for caller, queue in kept.items() if queue}
+        self._length = sum(map(len, self._queues.values()))
