@@ -13,6 +13,7 @@ from google.rpc import status_pb2
 from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
+from service.bounds import TooManySteps
 from service.catalog import Listed
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.sessions import Session, SessionSummary
@@ -39,12 +40,14 @@ def parse_id(value: str, field: str) -> str:
     return value
 
 
-def check_message(message: Message, max_bytes: int) -> None:
+def check_message(message: Message | TooManySteps, max_bytes: int) -> None:
     """Checks a whole request message against the limit, which is below the transport's own.
 
     Raises:
-        MessageTooLarge: it is larger.
+        MessageTooLarge: it is larger, or has more steps than are parsed.
     """
+    if isinstance(message, TooManySteps):
+        raise MessageTooLarge(f"the message has more than {message.limit} steps", limit=message.limit)
     size = message.ByteSize()
     if size > max_bytes:
         raise MessageTooLarge(f"the message has {size} bytes; at most {max_bytes} are taken", limit=max_bytes)
@@ -66,8 +69,12 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
         raise InvalidTensor(
             f"inputs.dtype is {_dtype_name(tensor.dtype)}; expected DATA_TYPE_FLOAT32", field="inputs.dtype"
         )
+    if len(tensor.shape) != 2:
+        raise InvalidTensor(
+            f"inputs.shape has {len(tensor.shape)} dimensions; expected [time, input_dim]", field="inputs.shape"
+        )
     shape = tuple(tensor.shape)
-    if len(shape) != 2 or shape[1] < 1:
+    if shape[1] < 1:
         raise InvalidTensor(f"inputs.shape is {list(shape)}; expected [time, input_dim]", field="inputs.shape")
     if shape[0] < 1:
         raise InvalidTensor(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 import grpc
 from grpc_status import rpc_status
 
+from service.bounds import bounded
 from service.errors import ServiceError
 from service.identity import ANONYMOUS, Principal, set_caller
 from service.logs import RequestLog
@@ -27,6 +28,9 @@ if TYPE_CHECKING:  # generic in their stubs alone
 
 # What says whether a gateway is alive must not depend on credentials.
 _OPEN = "/grpc.health.v1.Health/"
+# The messages that grow when they are parsed, and how many steps one may have.
+_OF_MANY_STEPS = frozenset(f"/ntm_serving.v1.SequenceService/{name}" for name in ("BatchStep", "StreamSteps"))
+_MAX_STEPS = 16_384
 
 
 class Authenticator(Protocol):
@@ -70,13 +74,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(_OPEN):
             return handler
+        parse = handler.request_deserializer
+        if method in _OF_MANY_STEPS and parse is not None:
+            parse = bounded(parse, _MAX_STEPS)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary), handler.request_deserializer, handler.response_serializer
+                self._unary(method, handler.unary_unary), parse, handler.response_serializer
             )
         if handler.stream_stream is not None:
             return grpc.stream_stream_rpc_method_handler(
-                self._stream(method, handler.stream_stream), handler.request_deserializer, handler.response_serializer
+                self._stream(method, handler.stream_stream), parse, handler.response_serializer
             )
         return handler
 

@@ -98,6 +98,8 @@ class StepStream:
             try:
                 self._check(message)
             except ServiceError as error:
+                if not message.requests:
+                    raise  # there is no step that could be refused by itself
                 for request in message.requests:
                     await self._room.wait()
                     self._answered(self._refuse(request, error))

@@ -1,0 +1,73 @@
+"""Looks at a message before it is parsed: a few bytes on the wire may become a hundred times as many in memory.
+
+An empty step takes two bytes of a message and a hundred once parsed, so a message within its size limit can still take
+gigabytes. Counting the fields of the outermost message bounds that: everything below takes about the room that it has
+on the wire.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+# A message of that size can do no harm, whatever is in it.
+_HARMLESS_BYTES = 64 * 1024
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class TooManySteps:
+    """Stands in for a message that was not parsed. It has no step that could be refused by itself."""
+
+    requests = ()
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+
+def bounded(parse: Callable[[bytes], Any], max_fields: int) -> Callable[[bytes], Any]:
+    """``parse``, except that a message with more fields than that becomes ``TooManySteps``."""
+
+    def parse_bounded(data: bytes) -> Any:
+        if len(data) > _HARMLESS_BYTES and has_more_fields(data, max_fields):
+            return TooManySteps(max_fields)
+        return parse(data)
+
+    return parse_bounded
+
+
+def has_more_fields(data: bytes, limit: int) -> bool:
+    """Whether the outermost message in ``data`` has more than ``limit`` fields. What is no message has none."""
+    at, count, end = 0, 0, len(data)
+    try:
+        while at < end:
+            count += 1
+            if count > limit:
+                return True
+            tag, at = _varint(data, at)
+            kind = tag & 7
+            if kind == _BYTES:
+                length, at = _varint(data, at)
+                at += length
+            elif kind == _VARINT:
+                _, at = _varint(data, at)
+            elif kind == _FIXED64:
+                at += 8
+            elif kind == _FIXED32:
+                at += 4
+            # Groups have no length: what is inside of them counts as well.
+    except IndexError:  # it ends too soon: the parser will say so
+        return False
+    return False
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at ``at``, and where it ends."""
+    byte = data[at]
+    if byte < 0x80:
+        return byte, at + 1
+    value, shift = byte & 0x7F, 7
+    while True:
+        at += 1
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80 or shift > 63:
+            return value, at + 1
+        shift += 7
