@@ -25,7 +25,9 @@ import urllib.request
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.client import SequenceClient
 
@@ -126,10 +128,18 @@ def gateway(folder, executor, *, metrics):
         )
     try:
         target = told(process, log, r"listening on (\S+)")
+        wait_until_serving(target)
         yield process, target, told(process, log, r"metrics on (\S+)") if metrics else None
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def wait_until_serving(target):
+    with grpc.insecure_channel(target) as channel:
+        for reply in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=120):
+            if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                return
 
 
 def told(process, log, pattern):
@@ -169,6 +179,7 @@ class IdleExecutor:
     """Answers zeros, and the states as they came."""
 
     max_in_flight = 1
+    max_rows = None
 
     def __init__(self):
         from service.types import ModelVersion, VersionKey
@@ -181,6 +192,15 @@ class IdleExecutor:
 
     def versions(self):
         return self._versions
+
+    def newest(self, model):
+        return next(iter(self._versions))
+
+    def statuses(self):
+        return {}
+
+    async def release(self, key):
+        pass
 
     def bucket(self, rows, steps):
         return rows, steps
