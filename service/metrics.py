@@ -1,19 +1,18 @@
 """What the gateway counts, for Prometheus: an ``Observer`` whose numbers a scrape reads.
 
-What happens for every step is added up in plain lists on the event loop, a fraction of a microsecond each, and made
-into samples only when it is scraped; the rest are prometheus_client's own counters. No label holds an identity or a
-session.
+What happens for every step is kept in plain lists on the event loop, a fraction of a microsecond each, and counted many
+at a time; the rest are prometheus_client's own counters. No label holds an identity or a session.
 """
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import accumulate
-from threading import Thread
+from threading import Lock, Thread
 from typing import Self
 from wsgiref.simple_server import WSGIServer
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -30,6 +29,7 @@ from service.types import VersionKey
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 _RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+_SETTLE_AT = 1024
 _VERSION_LABELS = ("model", "version")
 # Reasons that alerts look for: they are there from the start with 0, since a rate sees no first step out of nothing.
 _ALERTED = (
@@ -48,38 +48,48 @@ _ALERTED = (
 
 
 class Histogram:
-    """How often values fell up to each bound. One thread adds; any may read.
+    """How often values fell up to each bound. One thread adds, any may read.
+
+    A value that is added is only kept, which is all that the event loop has to pay for at each step; many at a time are
+    sorted into their buckets by ``settle``, or by whoever reads.
 
     Args:
         bounds: Upper bounds, ascending; what is above the last is counted too.
     """
 
-    __slots__ = ("_bounds", "_counts", "_total")
+    __slots__ = ("_bounds", "_counts", "_lock", "_names", "_pending", "_total", "add", "extend")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)
+        self._bounds = np.array(bounds, np.float64)
+        self._names = [*(str(float(bound)) for bound in bounds), "+Inf"]
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
         self._total = 0.0
+        self._pending: list[float] = []
+        self._lock = Lock()
+        self.add = self._pending.append
+        self.extend = self._pending.extend
 
-    def add(self, value: float) -> None:
-        """Counts one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+    def settle(self) -> None:
+        """Sorts what was added into its buckets, where it has become much. For the thread that adds."""
+        if len(self._pending) >= _SETTLE_AT:
+            with self._lock:
+                self._counts, self._total = self._with(self._pending)
+                self._pending.clear()
 
-    @property
+    def read(self) -> tuple[list[tuple[str, float]], float]:
+        """Each bound and how many values were up to it, the last of them infinite; and the sum of all values."""
+        with self._lock:
+            counts, total = self._with(list(self._pending))
+        return list(zip(self._names, np.cumsum(counts).tolist(), strict=True)), total
+
     def count(self) -> int:
         """How many values there were."""
-        return sum(self._counts)
+        with self._lock:
+            return int(self._counts.sum()) + len(self._pending)
 
-    @property
-    def total(self) -> float:
-        """The sum of them."""
-        return self._total
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Each bound, and how many values were up to it: the last is infinite."""
-        names = (*(str(float(bound)) for bound in self._bounds), "+Inf")
-        return list(zip(names, accumulate(self._counts), strict=True))
+    def _with(self, values: Sequence[float]) -> tuple[npt.NDArray[np.int64], float]:
+        found = np.searchsorted(self._bounds, values)
+        return self._counts + np.bincount(found, minlength=len(self._counts)), self._total + sum(values)
 
 
 @dataclass(slots=True)
@@ -97,6 +107,11 @@ class _VersionNumbers:
     failed_batches: int = 0
     replayed: int = 0
 
+    @property
+    def histograms(self) -> tuple[Histogram, ...]:
+        """All of them."""
+        return self.step, self.queue, self.executor, self.commit, self.rows, self.occupancy
+
 
 _HISTOGRAMS: tuple[tuple[str, str, Callable[[_VersionNumbers], Histogram]], ...] = (
     ("ntm_step_duration_seconds", "From taking a step on to its commit.", lambda n: n.step),
@@ -111,7 +126,7 @@ _HISTOGRAMS: tuple[tuple[str, str, Callable[[_VersionNumbers], Histogram]], ...]
     ),
 )
 _COUNTERS: tuple[tuple[str, str, Callable[[_VersionNumbers], int]], ...] = (
-    ("ntm_steps", "Steps applied.", lambda n: n.step.count),
+    ("ntm_steps", "Steps applied.", lambda n: n.step.count()),
     ("ntm_replayed_steps", "Steps sent again and answered with their stored reply.", lambda n: n.replayed),
     ("ntm_time_steps", "Time steps that ran in batches.", lambda n: n.time_steps),
     ("ntm_computed_time_steps", "Time steps that were computed, padding included.", lambda n: n.computed),
@@ -177,9 +192,7 @@ class Metrics(Observer, Collector):
 
     def batch_formed(self, key: VersionKey, waits: Sequence[float]) -> None:
         """See ``Observer.batch_formed``."""
-        add = self._of(key).queue.add
-        for wait in waits:
-            add(wait)
+        self._of(key).queue.extend(waits)
 
     def batch_ran(self, run: BatchRun) -> None:
         """See ``Observer.batch_ran``."""
@@ -190,6 +203,8 @@ class Metrics(Observer, Collector):
         numbers.time_steps += run.time_steps
         numbers.computed += run.computed
         numbers.failed_batches += run.failed
+        for histogram in numbers.histograms:
+            histogram.settle()
 
     def step_committed(self, key: VersionKey, seconds: float, commit_seconds: float) -> None:
         """See ``Observer.step_committed``."""
@@ -214,6 +229,7 @@ class Metrics(Observer, Collector):
         if rpc not in self._call_seconds:
             self._call_seconds[rpc] = Histogram(_SECONDS)
         self._call_seconds[rpc].add(seconds)
+        self._call_seconds[rpc].settle()
 
     def stream_opened(self, rpc: str) -> None:
         """See ``Observer.stream_opened``."""
@@ -245,6 +261,7 @@ class Metrics(Observer, Collector):
     def loop_late(self, seconds: float) -> None:
         """See ``Observer.loop_late``."""
         self._late.add(seconds)
+        self._late.settle()
 
     def collect(self) -> Iterable[Metric]:
         """The samples of a scrape."""
@@ -252,8 +269,7 @@ class Metrics(Observer, Collector):
         for name, text, histogram_of in _HISTOGRAMS:
             histograms = HistogramMetricFamily(name, text, labels=_VERSION_LABELS)
             for labels, numbers in versions:
-                histogram = histogram_of(numbers)
-                histograms.add_metric(labels, histogram.buckets(), histogram.total)
+                histograms.add_metric(labels, *histogram_of(numbers).read())
             yield histograms
         for name, text, count_of in _COUNTERS:
             counter = CounterMetricFamily(name, text, labels=_VERSION_LABELS)
@@ -262,12 +278,12 @@ class Metrics(Observer, Collector):
             yield counter
         calls = HistogramMetricFamily("ntm_rpc_duration_seconds", "Calls that are no streams.", labels=("rpc",))
         for rpc, seconds in list(self._call_seconds.items()):
-            calls.add_metric([rpc], seconds.buckets(), seconds.total)
+            calls.add_metric([rpc], *seconds.read())
         yield calls
         late = HistogramMetricFamily(
             "ntm_event_loop_lag_seconds", "How much later than asked the event loop came.", labels=()
         )
-        late.add_metric([], self._late.buckets(), self._late.total)
+        late.add_metric([], *self._late.read())
         yield late
         yield _by_version("ntm_sessions", "Live sessions: of all gateways, where they share a store.", self._sessions)
         yield _by_version("ntm_model_version_served", "1 for each version that can be stepped.", self._served)

@@ -223,5 +223,18 @@ def test_a_histogram_counts_a_value_under_the_first_bound_that_is_not_below_it()
     histogram = Histogram((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 2.0, 2.5):
         histogram.add(value)
-    assert histogram.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
-    assert histogram.count == 5
+    assert histogram.read() == ([("1.0", 2), ("2.0", 4), ("+Inf", 5)], 7.5)
+    assert histogram.count() == 5
+
+
+def test_a_histogram_reads_the_same_before_and_after_it_settles():
+    histogram = Histogram((1.0, 2.0))
+    values = np.random.default_rng(0).uniform(0, 3, 3000)
+    for value in values.tolist():
+        histogram.add(value)
+        histogram.settle()
+    assert len(histogram._pending) < 1024
+    counts, total = histogram.read()
+    assert dict(counts) == {"1.0": (values <= 1).sum(), "2.0": (values <= 2).sum(), "+Inf": 3000}
+    assert total == pytest.approx(values.sum())
+    assert histogram.count() == 3000
