@@ -1,8 +1,8 @@
 """What the gateway's metrics cost: CPU-seconds of its process for each step, with them and without.
 
-Two gateways run side by side, alike but for ``--metrics-listen``, and take turns at the same load, in the order ABBA,
-so that whatever else the machine does meets both. Each round starts a fresh pair; what counts is the median of the
-rounds' ratios. The one with metrics is scraped at the end of each turn, every few seconds.
+Two gateways run side by side, alike but for ``--metrics-listen``, and take turns of a tenth of a second at the same
+load, in the order ABBA, so that whatever else the machine does meets both. Each round starts a fresh pair; what counts
+is the median of the rounds' ratios. The one with metrics is scraped every few seconds, which counts.
 
 Two executors: ``idle`` computes nothing, so that all that is left is the gateway and the metrics weigh the most;
 ``embedded`` steps an NTM of 128 slots x 20 with an LSTM controller of 100.
@@ -32,9 +32,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from service.client import SequenceClient
 
 ROOT = Path(__file__).resolve().parents[1]
-TICK = os.sysconf("SC_CLK_TCK")
 INPUT_DIM = 10
-TURNS = "ABBAABBA"  # A without metrics, B with them
+TURNS = "ABBA"  # A without metrics, B with them
+TURN_S = 0.1
+SCRAPE_EVERY = 10  # of these four
 
 
 def main():
@@ -57,7 +58,7 @@ def parse_options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sessions", type=int, default=64, help="steps of a message")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each of a round's eight turns, about")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each round, about")
     parser.add_argument("--executors", nargs="+", choices=["idle", "embedded"], default=["idle", "embedded"])
     parser.add_argument("--json", type=Path, help="writes what was measured")
     parser.add_argument("--serve-idle", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
@@ -88,30 +89,30 @@ def measure(options, folder, executor):
             arms[arm] = (process, client, [(session, np.zeros((1, INPUT_DIM), np.float32)) for session in sessions])
             if metrics:
                 scrape_url = metrics
-        rounds = {arm: warm_up(client, work, options.seconds) for arm, (_, client, work) in arms.items()}
-        steps = min(rounds.values())
+        messages = min(warm_up(client, work) for _, client, work in arms.values())
         cpu = dict.fromkeys("AB", 0.0)
-        for arm in TURNS:
-            process, client, work = arms[arm]
-            before = cpu_seconds(process.pid)
-            for _ in range(steps):
-                client.step_many(work, timeout=60)
-            if arm == "B":
+        fours = max(1, round(options.seconds / TURN_S / len(TURNS)))
+        for number in range(fours):
+            for arm in TURNS:
+                process, client, work = arms[arm]
+                before = cpu_seconds(process.pid)
+                for _ in range(messages):
+                    client.step_many(work, timeout=60)
+                cpu[arm] += cpu_seconds(process.pid) - before
+            if number % SCRAPE_EVERY == 0:
+                before = cpu_seconds(arms["B"][0].pid)
                 urllib.request.urlopen(scrape_url, timeout=10).read()
-            cpu[arm] += cpu_seconds(process.pid) - before
-        done = steps * options.sessions * len(TURNS) / 2
-        return tuple(1e6 * cpu[arm] / done for arm in "AB")
+                cpu["B"] += cpu_seconds(arms["B"][0].pid) - before
+        return tuple(1e6 * cpu[arm] / (fours * messages * options.sessions * len(TURNS) / 2) for arm in "AB")
 
 
-def warm_up(client, work, seconds):
-    """How many messages take about so many seconds."""
-    for _ in range(20):
+def warm_up(client, work):
+    """How many messages a turn takes, once all is warm."""
+    messages, end = 0, time.perf_counter() + 20 * TURN_S
+    while time.perf_counter() < end:
         client.step_many(work, timeout=60)
-    rounds, began = 0, time.perf_counter()
-    while time.perf_counter() < began + seconds:
-        client.step_many(work, timeout=60)
-        rounds += 1
-    return rounds
+        messages += 1
+    return max(1, messages // 20)
 
 
 @contextmanager
@@ -158,8 +159,8 @@ def environment():
 
 
 def cpu_seconds(pid):
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+    """Of all threads of a process, to the nanosecond: Linux's clock of another process (clock_getcpuclockid)."""
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 def export(models):
