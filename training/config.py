@@ -8,7 +8,9 @@ from typing import Any
 
 from training.tasks import TASKS, Task, make_task
 
-MODELS = ("ntm", "ntm-lstm", "lstm")
+MODELS = ("ntm", "ntm-double-dense", "ntm-lstm", "lstm", "lstm-stack", "dense")
+# Those without a memory to search for.
+BASELINES = ("lstm", "lstm-stack", "dense")
 
 
 # Fields of `Recipe` with the same range.
@@ -34,7 +36,9 @@ class ModelConfig:
     """The network.
 
     Attributes:
-        kind: "ntm" (a hidden tanh layer as the controller), "ntm-lstm" or "lstm" (the baseline, no memory).
+        kind: "ntm" (a hidden tanh layer as the controller), "ntm-double-dense" (two of them), "ntm-lstm"; or without
+            memory "lstm" (the paper's baseline: layers of LSTM, read by a dense one), "lstm-stack" (its last layer is
+            an LSTM as wide as the output) and "dense" (nothing is remembered at all).
         units: of the controller, or of each layer of the baseline.
         layers: of the baseline.
         n_slots: of the memory.

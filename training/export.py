@@ -13,6 +13,7 @@ from keras import ops
 
 from training.exporting.description import canonical_json, describe
 from training.exporting.loop import SequenceModel, components_of
+from training.exporting.portability import check_portable
 from training.exporting.publication import check_name, choose_version, publication
 from training.exporting.stages import ExportError, stages_of
 from training.exporting.warmup import write_warmup
@@ -52,7 +53,8 @@ def export_model(
         The version's directory.
 
     Raises:
-        ExportError: the model cannot be stepped; the text says which layer, and why.
+        ExportError: the model cannot be stepped, and the text says which layer and why; or it has operations that a GPU
+            or the model servers' TensorFlow lacks, and the text lists them.
         FileExistsError: the version is there; nothing is ever overwritten.
         ValueError: the name or the version is out of range, or JSON cannot hold ``provenance``.
         RuntimeError: Keras runs on another backend than TensorFlow.
@@ -69,6 +71,7 @@ def export_model(
     target = target_parent / str(version)
     with publication(target) as partial:
         tf.saved_model.save(module, str(partial), signatures=module.signatures())
+        check_portable({"step": module.step, "serving_default": module.serving_default}, partial)
         _write_extra(partial / "assets.extra", model, description)
     return target
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from training.config import ConfigError, ModelConfig, Recipe, RunConfig
+from training.config import BASELINES, ConfigError, ModelConfig, Recipe, RunConfig
 from training.tasks import TASKS
 
 PRESETS = ("quick", "paper")
@@ -95,14 +95,14 @@ def preset(name: str, *, task: str = "copy", model: str = "ntm", seed: int = 0) 
         rate = _PAPER_RATES.get(task, 1e-4)
         recipe = Recipe(**_PAPER, learning_rate=rate, settle_rate=rate)
     else:
-        recipe = Recipe(**(_BASELINE if model == "lstm" else _TASKS[task]))
+        recipe = Recipe(**(_BASELINE if model in BASELINES else _TASKS[task]))
     return RunConfig(task=task, model=_model(task, model), recipe=recipe, seed=seed)
 
 
 def _model(task: str, kind: str) -> ModelConfig:
     """The network of the paper for that task."""
     dense, lstm, units = _PAPER_SIZES[task]
-    if kind == "lstm":
+    if kind in BASELINES:
         return ModelConfig(kind=kind, units=units)
     heads, units = lstm if kind == "ntm-lstm" else dense
     return ModelConfig(kind=kind, units=units, heads=heads)

@@ -13,7 +13,7 @@ from training.tasks import TASKS
         (lambda: RunConfig(task="sort"), "task should be one of copy"),
         (lambda: RunConfig(seed=-1), "seed should be between"),
         (lambda: RunConfig(task_options={"lenght": 3}), "lenght"),
-        (lambda: ModelConfig(kind="gru"), "one of ntm, ntm-lstm, lstm; received 'gru'"),
+        (lambda: ModelConfig(kind="gru"), "one of ntm, .*, dense; received 'gru'"),
         (lambda: ModelConfig(n_slots=0), "n_slots should be an integer of at least 1; received 0"),
         (lambda: ModelConfig(n_slots=2), "shift_range should be at most n_slots; received 3"),
         (lambda: Recipe(batch_size=0), "batch_size"),

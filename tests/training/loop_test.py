@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.config import ConfigError, RunConfig
 from training.loop import train_and_evaluate
@@ -64,6 +65,38 @@ def test_a_resumed_run_ends_with_the_same_bits_as_one_that_was_not_interrupted(t
     train_and_evaluate(tiny, tmp_path)
     assert saved(tmp_path) == saved(whole[0])
     assert metrics(tmp_path) == metrics(whole[0])
+
+
+def test_tensorboard_shows_the_same_as_the_lines(tiny, whole, tmp_path):
+    for updates in (4, None):  # Taken up again, nothing is shown twice.
+        train_and_evaluate(tiny, tmp_path, max_updates=updates)
+    lines = metrics(tmp_path)
+    for name in ("bits_per_sequence", "validation"):
+        events = EventAccumulator(str(tmp_path)).Reload().Tensors(name)
+        assert [event.step for event in events] == [line["updates"] for line in lines]
+        assert [event.tensor_proto.float_val[0] for event in events] == pytest.approx([line[name] for line in lines])
+
+
+def test_at_a_loss_that_is_no_number_the_last_good_weights_are_kept(tiny, tmp_path):
+    """Settling begins after the first chunk, at a rate that no weight survives."""
+    recipe = dataclasses.replace(tiny.recipe, settle_rate=3e38, attempts=1)
+    config = dataclasses.replace(tiny, recipe=recipe)
+    good = train_and_evaluate(config, tmp_path / "good", max_updates=2)
+    result = train_and_evaluate(config, tmp_path / "run")
+    assert (result.spoilt, result.solved, result.updates) == (1, False, 2)
+    for kept, expected in zip(result.model.trainable_variables, good.model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(kept, expected)
+    assert metrics(tmp_path / "run")[-1]["spoilt"] == 1
+    with np.load(tmp_path / "run" / "checkpoint.npz") as arrays:
+        assert all(np.isfinite(arrays[name]).all() for name in arrays.files if name != "position")
+    assert train_and_evaluate(config, tmp_path / "run").updates == 2, "it is over, and stays so"
+
+
+def test_a_network_spoilt_at_once_gives_way_to_the_next(tiny, tmp_path):
+    config = dataclasses.replace(tiny, recipe=dataclasses.replace(tiny.recipe, learning_rate=3e38))
+    result = train_and_evaluate(config, tmp_path)
+    assert (result.spoilt, result.attempts) == (2, 2)
+    assert all(np.isfinite(variable).all() for variable in result.model.trainable_variables)
 
 
 def test_another_seed_gives_other_weights_and_other_data(tiny, whole, tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from training import command, train
+from training.exporting.publication import Target
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -23,6 +25,9 @@ def test_help_names_every_option_and_needs_no_tensorflow(how):
         "--export-dir",
         "--no-export",
         "--name",
+        "--version",
+        "--epochs",
+        "--data-parallel",
         "-v",
     ):
         assert option in done.stdout
@@ -36,6 +41,10 @@ def test_help_names_every_option_and_needs_no_tensorflow(how):
         (["--seed", "-1"], "seed should be between"),
         (["--batch-size", "0"], "batch_size should be an integer of at least 1"),
         (["--attempts", "0"], "attempts should be"),
+        (["--epochs", "0"], "epochs should be an integer of at least 1"),
+        (["--name", "a/b"], "expected a model name"),
+        (["--version", "0"], "at least 1; got 0"),
+        (["--model", "dense"], "expected --no-export"),
     ],
 )
 def test_a_bad_option_is_refused_before_anything_is_written(arguments, text, tmp_path, capsys):
@@ -49,7 +58,10 @@ def test_the_log_directory_comes_from_the_option_then_the_environment_then_the_d
         return train._run_dir(train.parser().parse_args(arguments))
 
     monkeypatch.delenv("NTM_LOG_DIR", raising=False)
+    monkeypatch.delenv("LOGDIR_BASE", raising=False)
     assert run_dir() == Path("runs/copy-ntm-quick-0")
+    monkeypatch.setenv("LOGDIR_BASE", "elsewhere")
+    assert run_dir() == Path("elsewhere/copy-ntm-quick-0")
     monkeypatch.setenv("NTM_LOG_DIR", str(tmp_path))
     assert run_dir("--seed", "4") == tmp_path / "copy-ntm-quick-4"
     assert run_dir("--log-dir", "x", "--model", "lstm") == Path("x/copy-lstm-quick-0")
@@ -58,23 +70,26 @@ def test_the_log_directory_comes_from_the_option_then_the_environment_then_the_d
 
 def test_a_trained_network_is_exported_and_the_result_told(tiny, tmp_path, capsys):
     config = dataclasses.replace(tiny, recipe=dataclasses.replace(tiny.recipe, attempts=1))
-    status = command.run_training(config, tmp_path / "run", export_dir=tmp_path / "models", name="tiny", verbose=True)
+    target = Target(tmp_path / "models", "tiny")
+    status = command.run_training(config, tmp_path / "run", target=target, verbose=True)
     assert status == 1, "a few updates do not solve it, and the exit status says so"
     assert (tmp_path / "models" / "tiny" / "1" / "saved_model.pb").is_file()
     told = capsys.readouterr().out
     assert "NOT solved" in told
+    assert told.count("  accuracy: 5: ") == 4, "after every epoch"
+    assert re.search(r"accuracy over 64 sequences each: 5: \d+\.\d\d %, 10: .* 20: .* 40: .* 80: ", told)
     assert "exported: " in told
 
 
 def test_with_only_solved_what_is_not_solved_is_not_exported(tiny, tmp_path):
     config = dataclasses.replace(tiny, recipe=dataclasses.replace(tiny.recipe, attempts=1))
-    options = {"export_dir": tmp_path / "models", "name": "tiny", "verbose": False, "only_solved": True}
-    assert command.run_training(config, tmp_path / "run", **options) == 1
+    target = Target(tmp_path / "models", "tiny")
+    assert command.run_training(config, tmp_path / "run", target=target, only_solved=True) == 1
     assert not (tmp_path / "models").exists()
 
 
 def test_another_run_in_the_directory_is_told(tiny, tmp_path, capsys):
     (tmp_path / "checkpoint.npz").write_bytes(b"")
     dataclasses.replace(tiny, seed=11).save(tmp_path)
-    assert command.run_training(tiny, tmp_path, export_dir=None, name="tiny", verbose=False) == 2
+    assert command.run_training(tiny, tmp_path, target=None) == 2
     assert "another configuration" in capsys.readouterr().out

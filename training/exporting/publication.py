@@ -7,8 +7,33 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+
+
+class Target(NamedTuple):
+    """Where an export is to go.
+
+    Attributes:
+        directory: holds the models, each in a directory of its name.
+        name: of the model.
+        version: at least 1; None for one above the highest that is there.
+    """
+
+    directory: Path
+    name: str
+    version: int | None = None
+
+    def check(self) -> None:
+        """Refuses what could not be written, before anything is made.
+
+        Raises:
+            ValueError: the name or the version is out of range.
+            FileExistsError: the version is there.
+        """
+        check_name(self.name)
+        choose_version(self.directory / self.name, self.version)
 
 
 def check_name(name: str) -> None:
