@@ -1,9 +1,10 @@
 """What the gateway counts, for Prometheus: an ``Observer`` whose numbers a scrape reads.
 
 What happens for every step is kept in plain lists on the event loop, a fraction of a microsecond each, and counted many
-at a time; the rest are prometheus_client's own counters. No label holds an identity or a session.
+at a time; no label holds an identity or a session.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ from wsgiref.simple_server import WSGIServer
 
 import numpy as np
 import numpy.typing as npt
-from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector, start_http_server
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -165,16 +166,10 @@ class Metrics(Observer, Collector):
         self._watched: Watched | None = None
         self._sessions: Mapping[VersionKey, int] = {}
         self._served: Mapping[VersionKey, int] = {}
-        self._errors = Counter(
-            "ntm_errors", "Steps and calls refused or failed.", ("reason", *_VERSION_LABELS), registry=registry
-        )
-        self._refused = Counter(
-            "ntm_commit_refusals",
-            "Commits that the store refused: the session was no longer what the step ran on.",
-            ("verdict", *_VERSION_LABELS),
-            registry=registry,
-        )
-        self._calls = Counter("ntm_rpcs", "Calls and streams that ended.", ("rpc", "code"), registry=registry)
+        # In collections of its own and not in prometheus_client's counters, which tell when each began, too.
+        self._errors: Counter[tuple[str, ...]] = Counter()
+        self._refused: Counter[tuple[str, ...]] = Counter()
+        self._calls: Counter[tuple[str, ...]] = Counter()
         self._call_seconds: dict[str, Histogram] = {}
         self._streams = Gauge("ntm_open_streams", "Streams that are open.", ("rpc",), registry=registry)
         self._open_streams: set[str] = set()
@@ -183,8 +178,7 @@ class Metrics(Observer, Collector):
         Info("ntm_build", "The release that runs.", registry=registry).info({"version": _release()})
         ProcessCollector(registry=registry)
         registry.register(self)
-        for reason in _ALERTED:
-            self._errors.labels(reason, "", "")
+        self._errors.update(dict.fromkeys(((reason, "", "") for reason in _ALERTED), 0))
 
     def watch(self, watched: Watched) -> None:
         """Says what to read at each scrape."""
@@ -218,11 +212,11 @@ class Metrics(Observer, Collector):
 
     def commit_refused(self, key: VersionKey, verdict: str) -> None:
         """See ``Observer.commit_refused``."""
-        self._refused.labels(verdict, *_labels(key)).inc()
+        self._refused[verdict, *_labels(key)] += 1
 
     def call_ended(self, rpc: str, code: str, seconds: float) -> None:
         """See ``Observer.call_ended``. Only calls are timed: a stream lasts as long as its client likes."""
-        self._calls.labels(rpc, code).inc()
+        self._calls[rpc, code] += 1
         if rpc in self._open_streams:
             self._streams.labels(rpc).dec()
             return
@@ -239,7 +233,7 @@ class Metrics(Observer, Collector):
     def failed(self, error: BaseException) -> None:
         """See ``Observer.failed``."""
         key = error.version if isinstance(error, ServiceError) else None
-        self._errors.labels(reason_of(error), *(("", "") if key is None else (key[0], str(key[1])))).inc()
+        self._errors[reason_of(error), *(("", "") if key is None else (key[0], str(key[1])))] += 1
 
     def sessions_counted(self, counts: Mapping[VersionKey, int] | None) -> None:
         """See ``Observer.sessions_counted``. What cannot be known is left out, and not told from yesterday."""
@@ -251,8 +245,7 @@ class Metrics(Observer, Collector):
         self._served = dict.fromkeys(keys, 1)
         for key in self._served.keys() - self._versions.keys():
             self._of(key)
-            for reason in _ALERTED:
-                self._errors.labels(reason, *_labels(key))
+            self._errors.update(dict.fromkeys(((reason, *_labels(key)) for reason in _ALERTED), 0))
 
     def serving(self, *, now: bool) -> None:
         """See ``Observer.serving``."""
@@ -276,6 +269,10 @@ class Metrics(Observer, Collector):
             for labels, numbers in versions:
                 counter.add_metric(labels, count_of(numbers))
             yield counter
+        yield _counted("ntm_errors", "Steps and calls refused or failed.", ("reason", *_VERSION_LABELS), self._errors)
+        refused = "Commits that the store refused: the session was no longer what the step ran on."
+        yield _counted("ntm_commit_refusals", refused, ("verdict", *_VERSION_LABELS), self._refused)
+        yield _counted("ntm_rpcs", "Calls and streams that ended.", ("rpc", "code"), self._calls)
         calls = HistogramMetricFamily("ntm_rpc_duration_seconds", "Calls that are no streams.", labels=("rpc",))
         for rpc, seconds in list(self._call_seconds.items()):
             calls.add_metric([rpc], *seconds.read())
@@ -338,6 +335,15 @@ def _watched(watched: Watched) -> Iterable[Metric]:
     yield GaugeMetricFamily("ntm_bytes_under_way", "Bytes of their inputs.", watched.nbytes())
     for name, value in watched.limits.items():
         yield GaugeMetricFamily(f"ntm_{name}_limit", "What the settings allow at the most.", value)
+
+
+def _counted(
+    name: str, text: str, labels: tuple[str, ...], counts: Mapping[tuple[str, ...], int]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for values, count in list(counts.items()):
+        family.add_metric(values, count)
+    return family
 
 
 def _by_version(name: str, text: str, values: Mapping[VersionKey, float]) -> GaugeMetricFamily:

@@ -99,6 +99,9 @@ async def fall_ill(ill):
     ill["forgotten"].executor.served.pop(SUMS)
     for name in ("poisoned", "corrupt", "broken", "forgotten", "storeless"):
         await failing(ill[name], "a")
+    forgotten = ill["forgotten"].gateway.monitor.observer
+    forgotten.versions_served(())
+    forgotten.sessions_counted({SUMS: 1})
     ill["full"].executor.hold()
     await ill["full"].create("a")
     held = asyncio.ensure_future(step(ill["full"], "a", 0))

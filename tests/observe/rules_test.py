@@ -5,6 +5,8 @@ import subprocess
 import pytest
 
 from tests.observe.prometheus import ALERTS, DEPLOY, needs_prometheus
+from tests.observe.scrape import scrape
+from tests.service.support import random_inputs, running_gateway, step_request
 
 ALERT_NAMES = re.findall(r"^ *- alert: (\w+)$", ALERTS.read_text(), re.MULTILINE)
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "gateway.json").read_text())
@@ -54,3 +56,24 @@ def test_the_dashboard_is_one_that_grafana_takes():
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["description"]
     assert {variable["name"] for variable in DASHBOARD["templating"]["list"]} == {"datasource", "instance", "model"}
+
+
+def test_the_runbook_has_a_section_for_each_alert_and_none_besides():
+    text = (DEPLOY.parent / "docs" / "operations.md").read_text()
+    assert sorted(re.findall(r"^### (Ntm\w+)$", text, re.MULTILINE)) == sorted(ALERT_NAMES)
+    anchors = re.findall(r"runbook_url: \S+/docs/operations\.md#(\w+)$", ALERTS.read_text(), re.MULTILINE)
+    assert anchors == [name.lower() for name in ALERT_NAMES]
+
+
+async def test_each_metric_is_documented_and_each_that_is_documented_is_there():
+    text = (DEPLOY.parent / "docs" / "operations.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `ntm_")]
+    documented = {name for row in rows for name in re.findall(r"`(ntm_\w+)`", row.split("|")[1])}
+    async with running_gateway(metrics_listen="127.0.0.1:0") as running:
+        await running.create("a")
+        await running.stub.Step(step_request("a", random_inputs(1), 0))
+        now = await scrape(running.gateway.monitor.port)
+    there = {
+        name + {"counter": "_total", "info": "_info"}.get(family.type, "") for name, family in now.families.items()
+    }
+    assert {name for name in there if name.startswith("ntm_")} == documented
