@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 if __package__ in (None, ""):  # Run as a file: its own directory gives way to the project's.
@@ -14,18 +14,23 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from training.config import ConfigError, RunConfig
 from training.results import Row
 
+# Sequences at each size from which on compiling pays.
+_WORTH_COMPILING = 500
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="evaluate.py",
         description="Measures trained networks at sizes inside and past the trained range. "
-        "Prints the table, and writes evaluation.json and pictures into the first run's directory.",
+        "Prints the table, and writes evaluation.json into each run's directory and pictures into the first one's.",
     )
     add = result.add_argument
     add("run", type=Path, nargs="+", help="the directory of a run; more of them are compared with the first")
     add("--sequences", type=int, default=1000, metavar="N", help="sequences at each size (default: 1000)")
     add("--seed", type=int, default=1_000_003, help="of the sequences (default: 1000003)")
+    output = "write everything there, under the names of the runs where there are several (default: beside the runs)"
+    add("--output", type=Path, default=None, metavar="DIR", help=output)
     add("--no-pictures", action="store_true", help="the table only")
     return result
 
@@ -39,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return 2
-    _evaluate(configs, options.sequences, options.seed, pictures=not options.no_pictures)
+    _evaluate(configs, options)
     return 0
 
 
@@ -52,32 +57,56 @@ def _check(runs: Sequence[Path], sequences: int) -> None:
             raise ConfigError(f"expected a trained network, best.keras, in {run}; it has none yet")
 
 
-def _evaluate(configs: dict[Path, RunConfig], sequences: int, seed: int, *, pictures: bool) -> None:
-    # Imported late: --help and a refused option need no TensorFlow.
+def _evaluate(configs: Mapping[Path, RunConfig], options: argparse.Namespace) -> None:
+    # Imported late: --help and a refused option need no Keras.
     import keras
-    import numpy as np
 
     import ntm  # noqa: F401  the layer has to be registered before a model with it is loaded
-    from training import plots
     from training.evaluation import Evaluator
 
     tables: dict[Path, list[Row]] = {}
     for run, config in configs.items():
         model = keras.saving.load_model(run / "best.keras")
-        tables[run] = Evaluator(model).table(config.make_task(), sequences=sequences, seed=seed)
+        # A compile for each size costs more than it saves where there is little to run.
+        evaluator = Evaluator(model, compiled=options.sequences >= _WORTH_COMPILING)
+        tables[run] = evaluator.table(config.make_task(), sequences=options.sequences, seed=options.seed)
         print_table(run, tables[run])
-        text = json.dumps({"seed": seed, "rows": [row._asdict() for row in tables[run]]}, indent=2)
-        (run / "evaluation.json").write_text(text + "\n")
-    if not pictures:
-        return
-    first = next(iter(configs))
-    plots.learning_curves([run for run in configs if (run / "metrics.jsonl").is_file()], first / "learning.png")
-    plots.generalisation({run.name: rows for run, rows in tables.items()}, first / "generalisation.png")
-    model, task = keras.saving.load_model(first / "best.keras"), configs[first].make_task()
+        text = json.dumps({"seed": options.seed, "rows": [row._asdict() for row in tables[run]]}, indent=2)
+        place = _place(run, options.output, several=len(configs) > 1)
+        (place / "evaluation.json").write_text(text + "\n")
+    if not options.no_pictures:
+        first = next(iter(configs))
+        print("pictures:", *_draw(configs, tables, options.output or first, options.seed))
+
+
+def _place(run: Path, output: Path | None, *, several: bool) -> Path:
+    """Where the figures of a run are written; made if missing."""
+    place = run if output is None else output / run.name if several else output
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+def _draw(
+    configs: Mapping[Path, RunConfig], tables: Mapping[Path, Sequence[Row]], directory: Path, seed: int
+) -> list[Path]:
+    """The pictures that there is something for: learning curves, generalisation, and the first run's use of memory."""
+    import keras
+    import numpy as np
+
+    from training import plots
+
+    drawn = [directory / "generalisation.png"]
+    plots.generalisation({run.name: rows for run, rows in tables.items()}, drawn[0])
+    if told := [run for run in configs if (run / "metrics.jsonl").is_file()]:
+        drawn.append(directory / "learning.png")
+        plots.learning_curves(told, drawn[-1])
+    run, config = next(iter(configs.items()))
+    model, task = keras.saving.load_model(run / "best.keras"), config.make_task()
     if "ntm" in {layer.name for layer in model.layers}:
+        drawn.append(directory / "memory.png")
         batch = task.test_batch(np.random.default_rng(seed), 1, task.sizes()[len(task.sizes()) // 2])
-        plots.memory_use(model, batch, first / "memory.png")
-    print("pictures:", *sorted(str(path) for path in first.glob("*.png")))
+        plots.memory_use(model, batch, drawn[-1])
+    return drawn
 
 
 def print_table(run: Path, rows: Sequence[Row]) -> None:
