@@ -131,6 +131,10 @@ class Pod:
     def log(self):
         return self.log_path.read_text()
 
+    def mount(self, path):
+        """The folder that stands for a mount."""
+        return self._mounts[path]
+
     def arguments(self):
         return [self.local(word) for word in self.container.get("args", [])]
 

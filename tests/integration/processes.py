@@ -16,11 +16,13 @@ NTM_SERVE = str(Path(sys.executable).with_name("ntm-serve"))
 class Gateway:
     """One ``ntm-serve`` on a free port of loopback, SERVING once ``__enter__`` returns."""
 
-    def __init__(self, folder: Path, *arguments: str, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, listen: str = "127.0.0.1:0", program: tuple[str, ...] = (NTM_SERVE,)
+    ) -> None:
         self._port_file = folder / "gateway.port"
         self._log = folder / "gateway.log"
         self._command = [
-            *(NTM_SERVE, "--listen", listen, "--port-file", str(self._port_file), "--log-format", "json"),
+            *(*program, "--listen", listen, "--port-file", str(self._port_file), "--log-format", "json"),
             *arguments,
         ]
         self.process: subprocess.Popen[bytes] | None = None
