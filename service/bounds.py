@@ -1,36 +1,53 @@
-"""Looks at a message before it is parsed: a few bytes on the wire may become a hundred times as many in memory.
+"""What becomes of a message that should not be parsed, or cannot be.
 
-An empty step takes two bytes of a message and a hundred once parsed, so a message within its size limit can still take
-gigabytes. Counting the fields of the outermost message bounds that: everything below takes about the room that it has
-on the wire.
+A few bytes on the wire may become a hundred times as many in memory: an empty step takes two bytes of a message and a
+hundred once parsed, so a message within its size limit could still take gigabytes. Counting the fields of the outermost
+message bounds that: everything below takes about the room that it has on the wire.
 """
 
 from collections.abc import Callable
 from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from service.errors import InvalidArgument, MessageTooLarge, ServiceError
 
 # A message of that size can do no harm, whatever is in it.
 _HARMLESS_BYTES = 64 * 1024
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-class TooManySteps:
-    """Stands in for a message that was not parsed. It has no step that could be refused by itself."""
+class Unparsed:
+    """Stands in for a message that was not parsed. It has no step that could be refused by itself.
+
+    Attributes:
+        error: What its sender is told.
+    """
 
     requests = ()
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
+    def __init__(self, error: ServiceError) -> None:
+        self.error = error
 
 
 def bounded(parse: Callable[[bytes], Any], max_fields: int) -> Callable[[bytes], Any]:
-    """``parse``, except that a message with more fields than that becomes ``TooManySteps``."""
+    """``parse``, except that a message with more fields than that, or one that is none, becomes ``Unparsed``."""
 
     def parse_bounded(data: bytes) -> Any:
         if len(data) > _HARMLESS_BYTES and has_more_fields(data, max_fields):
-            return TooManySteps(max_fields)
-        return parse(data)
+            return Unparsed(MessageTooLarge(f"the message has more than {max_fields} steps", limit=max_fields))
+        try:
+            return parse(data)
+        except DecodeError as error:
+            return Unparsed(InvalidArgument(f"the message cannot be read: {error}", field=""))
 
     return parse_bounded
+
+
+def check_parsed(message: object) -> None:
+    """Raises what is wrong with a message that was not parsed."""
+    if isinstance(message, Unparsed):
+        raise message.error
 
 
 def has_more_fields(data: bytes, limit: int) -> bool:

@@ -13,7 +13,7 @@ from google.rpc import status_pb2
 from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
-from service.bounds import TooManySteps
+from service.bounds import check_parsed
 from service.catalog import Listed
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.sessions import Session, SessionSummary
@@ -40,14 +40,14 @@ def parse_id(value: str, field: str) -> str:
     return value
 
 
-def check_message(message: Message | TooManySteps, max_bytes: int) -> None:
+def check_message(message: Message, max_bytes: int) -> None:
     """Checks a whole request message against the limit, which is below the transport's own.
 
     Raises:
         MessageTooLarge: it is larger, or has more steps than are parsed.
+        InvalidArgument: it cannot be read.
     """
-    if isinstance(message, TooManySteps):
-        raise MessageTooLarge(f"the message has more than {message.limit} steps", limit=message.limit)
+    check_parsed(message)
     size = message.ByteSize()
     if size > max_bytes:
         raise MessageTooLarge(f"the message has {size} bytes; at most {max_bytes} are taken", limit=max_bytes)

@@ -1,8 +1,11 @@
 """Settings: flags, environment variables (``NTM_...``), a TOML file and defaults, checked before anything starts."""
 
+import argparse
 import os
 import re
+import tomllib
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal, Self
 
@@ -26,6 +29,8 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _PASSWORD = re.compile(r"(://)[^/]*@")
 
 _MIB = 1024 * 1024
+# The file that the settings which are being read come from; empty for none.
+_file: ContextVar[str] = ContextVar("file", default="")
 
 
 class Settings(BaseSettings):
@@ -33,7 +38,7 @@ class Settings(BaseSettings):
 
     Serves every model of a directory from this process (--model-dir), or models of a TensorFlow Serving
     (--tf-serving). Every option can also be set as NTM_<OPTION>, for example NTM_MODEL_DIR=models, or in a TOML file
-    that NTM_CONFIG names. A flag wins over the environment, and that over the file.
+    (--config). A flag wins over the environment, and that over the file.
     """
 
     model_config = SettingsConfigDict(
@@ -41,6 +46,9 @@ class Settings(BaseSettings):
     )
 
     check: bool = Field(default=False, description="Print the settings that it would run with, and exit.")
+    config: Path | None = Field(
+        default=None, description="TOML file of settings, by their names with underscores: max_batch_size = 64."
+    )
     model_dir: Path | None = Field(
         default=None,
         description="Directory of models: MODEL/VERSION/saved_model.pb, as `python training/train.py` exports them.",
@@ -220,8 +228,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Flags, then the environment, then the file that ``NTM_CONFIG`` names."""
-        path = os.environ.get("NTM_CONFIG")
+        """Flags, then the environment, then the file."""
+        path = _file.get() or os.environ.get("NTM_CONFIG")
         return init_settings, env_settings, *([TomlConfigSettingsSource(settings_cls, Path(path))] if path else [])
 
     @property
@@ -248,7 +256,7 @@ class Settings(BaseSettings):
 def shown(settings: Settings) -> str:
     """The settings as JSON, to be read by people: without passwords."""
     safe = settings.model_copy(update={"store": _PASSWORD.sub(r"\1***@", settings.store)})
-    return safe.model_dump_json(indent=2, exclude={"check"})
+    return safe.model_dump_json(indent=2, exclude={"check", "config"})
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -260,14 +268,26 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
     Raises:
         SettingsError: the text has a line for each field that is wrong.
     """
-    path = os.environ.get("NTM_CONFIG")
+    path = _config_file(argv)
     if path and not Path(path).is_file():
-        raise SettingsError(f"NTM_CONFIG: {path!r} is not a file")
+        raise SettingsError(f"--config or NTM_CONFIG: {path!r} is not a file")
+    token = _file.set(path)
     source: CliSettingsSource[Settings] = CliSettingsSource(Settings, cli_prog_name="ntm-serve")
     try:
         return CliApp.run(Settings, cli_args=list(argv) if argv is not None else None, cli_settings_source=source)
     except ValidationError as error:
         raise SettingsError("; ".join(_line(details) for details in error.errors())) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config: {path!r} is not TOML: {error}") from None
+    finally:
+        _file.reset(token)
+
+
+def _config_file(argv: Sequence[str] | None) -> str:
+    """The file that is named by flag or environment; it has to be read before the flags, which win over it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default=os.environ.get("NTM_CONFIG", ""))
+    return str(parser.parse_known_args(argv)[0].config)
 
 
 def _line(details: ErrorDetails) -> str:

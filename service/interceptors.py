@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 import grpc
 from grpc_status import rpc_status
 
-from service.bounds import bounded
+from service.bounds import bounded, check_parsed
 from service.errors import ServiceError
 from service.identity import ANONYMOUS, Principal, set_caller
 from service.logs import RequestLog
@@ -28,8 +29,7 @@ if TYPE_CHECKING:  # generic in their stubs alone
 
 # What says whether a gateway is alive must not depend on credentials.
 _OPEN = "/grpc.health.v1.Health/"
-# The messages that grow when they are parsed, and how many steps one may have.
-_OF_MANY_STEPS = frozenset(f"/ntm_serving.v1.SequenceService/{name}" for name in ("BatchStep", "StreamSteps"))
+# The most that one message may have.
 _MAX_STEPS = 16_384
 
 
@@ -75,7 +75,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if method.startswith(_OPEN):
             return handler
         parse = handler.request_deserializer
-        if method in _OF_MANY_STEPS and parse is not None:
+        if parse is not None:
             parse = bounded(parse, _MAX_STEPS)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
@@ -92,8 +92,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with _Call(self._observer, self._requests, method, getattr(request, "session_id", "")) as call:
                 try:
                     call.caller = self._identify(context).name
+                    check_parsed(request)
                     response = await behavior(request, context)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the table has a status for it
+                    request = None  # see `abort`
                     await call.abort(error, context)
                 call.code = "OK"
                 return response
@@ -149,6 +151,9 @@ class _Call:
         self._reason = reason_of(error)
         if not isinstance(error, ServiceError):
             _log.error("%s failed", self._method, exc_info=error)
+        # gRPC keeps the exception that ends a call, in a cycle of references that waits for the garbage collector: it
+        # must not keep the frames below it, which hold the request.
+        traceback.clear_frames(error.__traceback__)
         status = rpc_status.to_status(status_of(error))
         self.code = status.code.name
         await context.abort(status.code, status.details, status.trailing_metadata)

@@ -32,6 +32,7 @@ from service.errors import ModelLoadError
 from service.executors import Executor
 from service.interceptors import Authenticator, CallInterceptor
 from service.logs import RequestLog, configure_logging
+from service.memory import trim_forever
 from service.monitor import Monitor
 from service.seal import Sealer
 from service.servicer import Limits, ModelServicer, SequenceServicer
@@ -151,6 +152,7 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self.engine.sweep_forever(_SWEEP_EVERY_S)),
             asyncio.create_task(_reload_forever(self._authenticator)),
+            asyncio.create_task(trim_forever()),
         ]
         self.monitor.start(self.engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)

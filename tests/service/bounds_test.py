@@ -1,11 +1,11 @@
 import grpc
 import pytest
-from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
-from service.bounds import TooManySteps, bounded, has_more_fields
+from service.bounds import bounded, has_more_fields
+from service.errors import InvalidArgument, MessageTooLarge
 from tests.service.support import random_inputs, running_gateway, step_request
 
 EMPTY_STEP = b"\x0a\x00"
@@ -40,13 +40,12 @@ def test_what_is_parsed_is_what_the_parser_gives():
     parse = bounded(pb.StreamStepsRequest.FromString, 100_000)
     message = pb.StreamStepsRequest(requests=[step_request("s", random_inputs(5000), 0)] * 3)
     assert parse(message.SerializeToString()) == message
-    with pytest.raises(DecodeError):
-        parse(b"\x0a\xff\xff\xff\x7f" + bytes(100_000))
-    assert isinstance(parse(EMPTY_STEP * 100_001), TooManySteps)
+    assert isinstance(parse(b"\x0a\xff\xff\xff\x7f" + bytes(100_000)).error, InvalidArgument)
+    assert isinstance(parse(EMPTY_STEP * 100_001).error, MessageTooLarge)
 
 
 async def send(channel, method, data):
-    if method == "BatchStep":
+    if method != "StreamSteps":
         return await channel.unary_unary(SERVICE + method)(data)
     call = channel.stream_stream(SERVICE + method)()
     await call.write(data)
@@ -62,6 +61,15 @@ async def test_a_message_of_a_million_empty_steps_is_refused_unparsed(method):
             await send(running.channel, method, data)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (await running.stub.Step(step_request("s", random_inputs(1), 0))).position == 1
+
+
+@pytest.mark.parametrize("method", ["Step", "CreateSession", "BatchStep", "StreamSteps"])
+async def test_bytes_that_are_no_message_are_the_sender_s_fault(method, caplog):
+    async with running_gateway() as running:
+        with pytest.raises(grpc.aio.AioRpcError, match="the message cannot be read") as caught:
+            await send(running.channel, method, b"\x0a\xff\xff\xff\x7f")
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_a_shape_of_a_million_dimensions_is_refused_in_few_words():

@@ -103,3 +103,30 @@ def test_every_option_is_explained(name):
     description = Settings.model_fields[name].description
     assert description
     assert description.endswith(".")
+
+
+def test_the_file_may_be_named_by_a_flag_which_wins_over_the_environment(models, tmp_path, monkeypatch):
+    one, other = tmp_path / "one.toml", tmp_path / "other.toml"
+    one.write_text(f'model_dir = "{models}"\nmax_sessions = 1\n')
+    other.write_text(f'model_dir = "{models}"\nmax_sessions = 2\n')
+    monkeypatch.setenv("NTM_CONFIG", str(other))
+    assert read_settings([]).max_sessions == 2
+    assert read_settings(["--config", str(one)]).max_sessions == 1
+    assert read_settings([f"--config={one}", "--max-sessions", "3"]).max_sessions == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max_sessions = ", "--config: .* is not TOML"),
+        ("max_sessions = 0", "--max-sessions: "),
+        ("max_sesions = 5", "--max-sesions: "),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(models, tmp_path, text, says):
+    file = tmp_path / "gateway.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=says):
+        read_settings(["--config", str(file), "--model-dir", models])
+    with pytest.raises(SettingsError, match=r"--config or NTM_CONFIG: .* is not a file"):
+        read_settings(["--config", str(tmp_path / "nowhere"), "--model-dir", models])
