@@ -9,13 +9,13 @@ from collections import Counter
 from tests.service import hostile
 from tests.service.gateway_process import gateway_process
 
-MESSAGES = int(os.environ.get("NTM_FUZZ_MESSAGES", "1500"))
+MESSAGES = int(os.environ.get("NTM_FUZZ_MESSAGES", "1000"))
 
 
 def test_hostile_clients_end_nothing_and_everybody_else_stays_exact(tmp_path):
     codes = Counter()
     with gateway_process(tmp_path / "port") as (process, port):
-        hostile.attack(process, port, 500, Counter())  # what is allocated once is allocated now
+        hostile.attack(process, port, 300, Counter())  # what is allocated once is allocated now
         before = hostile.settled_bytes(process)
         assert hostile.attack(process, port, MESSAGES, codes) > 0
         after = hostile.settled_bytes(process)

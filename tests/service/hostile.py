@@ -212,8 +212,12 @@ def slow(port, over, count):
     connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
     sent = 0
     while not over.wait(0.2):
-        for connection in connections:
-            connection.sendall(preface[sent % len(preface) :][:1])
+        for number, connection in enumerate(connections):
+            try:
+                connection.sendall(preface[sent % len(preface) :][:1])
+            except OSError:  # the gateway has had enough of it
+                connection.close()
+                connections[number] = socket.create_connection(("127.0.0.1", port))
         sent += 1
     for connection in connections:
         connection.close()
