@@ -34,18 +34,25 @@ class LayerStage:
         """Makes the weights. Returns the width of the output."""
         _check_width(self.layer, width)
         try:
-            if not self.layer.built:
+            if not self.layer.built and type(self.layer).build is not keras.layers.Layer.build:
                 self.layer.build((None, width))
-            shape = self.layer.compute_output_shape((None, width))
+            output, updated = _try_out(self.layer, width)
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(
                 f"Controller layer {self.layer.name!r} ({type(self.layer).__name__}) cannot work on a single time step "
                 f"[batch, {width}]: {error}"
             ) from error
-        if not isinstance(shape, tuple) or len(shape) != 2:
+        if updated:
             raise ValueError(
-                f"Controller layer {self.layer.name!r} should map [batch, {width}] to one tensor [batch, width]; its "
-                f"output shape is {shape}"
+                f"The controller layer {self.layer.name!r} ({type(self.layer).__name__}) changes its variables "
+                f"{updated} when it is called: such hidden state cannot be carried from step to step. Write it as an "
+                "RNN cell, with state_size and call(inputs, states)."
+            )
+        shape = getattr(output, "shape", None)
+        if shape is None or len(shape) != 2:
+            raise ValueError(
+                f"Controller layer {self.layer.name!r} should map [batch, {width}] to one tensor [batch, width]; it "
+                f"returned {tree.map_structure(lambda part: tuple(part.shape), output)} for a batch of 1"
             )
         return shape[-1]
 
@@ -212,6 +219,11 @@ class Controller:
                 f"{type(model).__name__} cannot be an NTM controller: its state is an image, and only states of the "
                 "shape [batch, size] can be carried"
             )
+        elif isinstance(model, keras.layers.Masking):
+            raise ValueError(
+                "Masking cannot be part of an NTM controller: what is masked is a whole time step, memory included. "
+                "Put it before the NTM."
+            )
         elif isinstance(model, keras.layers.RNN):
             self._add(model.cell)
         elif isinstance(model, keras.layers.TimeDistributed):
@@ -275,6 +287,13 @@ def _refuse_hidden_state(layer):
                 "call; inside the time loop that is not possible on every backend. Use the dropout and "
                 "recurrent_dropout arguments, or a Dropout layer in a Sequential."
             )
+
+
+def _try_out(layer, width):
+    """One step on zeros, which builds what is not built yet: the output, and the variables that the call changed."""
+    with keras.StatelessScope() as scope:
+        output = layer(ops.zeros((1, width), dtype=layer.compute_dtype), **_training_argument(layer, True))
+    return output, [variable.path for variable in layer.variables if scope.get_current_value(variable) is not None]
 
 
 def _check_width(layer, width):

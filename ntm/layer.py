@@ -122,15 +122,11 @@ class NeuralTuringMachine(keras.layers.RNN):
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         """Runs the cell over time."""
-        self._check_sequences(sequences)
+        self._check_sequences(sequences, mask)
         batch_size = ops.shape(sequences)[0]
         if initial_state is None:
             initial_state = self.states if self.stateful else self.get_initial_state(batch_size)
-        if len(initial_state) != len(self.state_size):
-            raise ValueError(
-                f"initial_state should hold {len(self.state_size)} tensors (see cell.state_layout); received "
-                f"{len(initial_state)}"
-            )
+        self._check_states(initial_state, sequences.shape[0])
         states = [ops.cast(ops.convert_to_tensor(state), self.cell.state_dtype) for state in initial_state]
         last_output, outputs, states = self.inner_loop(sequences, states, mask, training)
         if self.stateful:
@@ -138,6 +134,16 @@ class NeuralTuringMachine(keras.layers.RNN):
                 variable.assign(ops.cast(state, variable.dtype))
         output = outputs if self.return_sequences else last_output
         return (output, *states) if self.return_state else output
+
+    def compute_output_spec(self, sequences, initial_state=None, mask=None, training=False):
+        """Shapes and dtypes of a symbolic call: under a half precision policy the states are wider than the output."""
+        del initial_state, mask, training
+        shapes = self.compute_output_shape(sequences.shape)
+        if not self.return_state:
+            return keras.KerasTensor(shapes, self.compute_dtype)
+        output, *states = shapes
+        dtypes = (self.compute_dtype, *[self.cell.state_dtype] * len(states))
+        return tuple(keras.KerasTensor(*spec) for spec in zip((output, *states), dtypes, strict=True))
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """The time loop of the backend, with the mask applied in the step, in one way for all backends.
@@ -184,10 +190,15 @@ class NeuralTuringMachine(keras.layers.RNN):
         shape = (*ops.shape(sequences)[:2], cell.parameters_width)
         return keras.random.normal(shape, stddev=cell.parameter_noise, dtype=cell.state_dtype, seed=cell.seed_generator)
 
-    def _check_sequences(self, sequences):
+    def _check_sequences(self, sequences, mask):
         """Names what is wrong before the backend does it in its own words."""
         if len(sequences.shape) != 3:
             raise ValueError(f"Expected sequences [batch, time, input_dim]; received the shape {sequences.shape}")
+        if mask is not None and not _agree(mask.shape, sequences.shape[:2]):
+            raise ValueError(
+                f"mask should be [batch, time] = {tuple(sequences.shape[:2])}, as the sequences are; received the "
+                f"shape {tuple(mask.shape)}"
+            )
         if self.unroll and sequences.shape[1] is None:
             raise ValueError("unroll=True needs a known number of time steps; received sequences of unknown length")
         expected = self.states[0].shape[0] if self.stateful and self.states is not None else None
@@ -196,6 +207,20 @@ class NeuralTuringMachine(keras.layers.RNN):
                 f"This layer is stateful, with states for a batch of {expected}; received a batch of "
                 f"{sequences.shape[0]}"
             )
+
+    def _check_states(self, states, batch_size):
+        """Names the state that does not fit."""
+        layout = self.cell.state_layout
+        if len(states) != len(layout):
+            raise ValueError(
+                f"initial_state should hold {len(layout)} tensors (see cell.state_layout); received {len(states)}"
+            )
+        for component, size, state in zip(layout, self.state_size, states, strict=True):
+            if not _agree(state.shape, (batch_size, size)):
+                raise ValueError(
+                    f"The initial state {component.name!r} should have the shape {(batch_size, size)}; received "
+                    f"{tuple(state.shape)}"
+                )
 
     def reset_state(self):
         """Puts a stateful layer back to its *initial* state (a memory of zeros could not be addressed).
@@ -218,6 +243,13 @@ class NeuralTuringMachine(keras.layers.RNN):
         """The layer again, its controller included."""
         controller = keras.saving.deserialize_keras_object(config["controller_model"], custom_objects=custom_objects)
         return cls(**{**config, "controller_model": controller})
+
+
+def _agree(shape, expected):
+    """Whether two shapes may be the same, where None is a size that is not known yet."""
+    return len(shape) == len(expected) and all(
+        ours is None or theirs is None or ours == theirs for ours, theirs in zip(shape, expected, strict=True)
+    )
 
 
 def _weights_read_once(cell):

@@ -27,6 +27,41 @@ def built_for(width):
     return layer
 
 
+class Plain(keras.layers.Layer):
+    """A layer that says nothing of its output's shape, and builds what it holds when it is called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = keras.layers.Dense(4, "tanh")
+
+    def call(self, inputs):
+        return self.inner(inputs)
+
+
+class Remembering(Plain):
+    """Hides what it saw last in a variable."""
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+        self.last = self.add_weight((1, 4), "zeros", trainable=False, name="last")
+
+    def call(self, inputs):
+        output = self.inner(inputs) + self.last
+        self.last.assign(keras.ops.mean(output, axis=0, keepdims=True))
+        return output
+
+
+class Wrapped(keras.Model):
+    """A subclassed model around any layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def call(self, inputs):
+        return self.layer(inputs)
+
+
 def layer_with(controller, **options):
     return NeuralTuringMachine(3, 7, DEPTH, controller_model=controller, **{"project_controller": True, **options})
 
@@ -45,11 +80,23 @@ def layer_with(controller, **options):
         (two_inputs, "cannot work on a single time step|one tensor"),
         (lambda: keras.layers.ConvLSTM1D(4, 3), "its state is an image"),
         (list, "should have at least one layer"),
+        (Remembering, r"changes its variables \['.*last'\] when it is called: such hidden state cannot be carried"),
+        (lambda: Wrapped(Remembering()), r"changes its variables \['.*last'\]"),
+        (lambda: Wrapped(keras.layers.GRU(4)), "holds the recurrent layer 'gru.*would be lost"),
+        (lambda: keras.layers.SpectralNormalization(keras.layers.Dense(4)), "hidden state cannot be carried"),
+        (lambda: [keras.layers.Masking(), keras.layers.LSTM(4)], "Put it before the NTM"),
     ],
 )
 def test_a_controller_that_cannot_work_is_refused_with_the_reason(make, message):
     with pytest.raises(ValueError, match=message):
         layer_with(make())(sequences())
+
+
+@pytest.mark.parametrize("make", [Plain, lambda: Wrapped(keras.layers.Dense(4)), lambda: Wrapped(Plain())])
+def test_a_layer_or_model_of_ones_own_is_called_once_a_step(make):
+    layer = layer_with(make(), return_sequences=True)
+    assert layer(sequences()).shape == (3, 6, 3)
+    assert len(layer.cell.controller.stages[0].layer.trainable_weights) == 2
 
 
 def test_a_controller_of_the_wrong_width_is_told_both_widths_and_the_way_out():

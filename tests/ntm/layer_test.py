@@ -116,6 +116,16 @@ def test_symbolic_shapes_with_dynamic_batch_and_time():
         assert [part.shape[0] for part in model(sequences(batch, time))] == [batch] * 7
 
 
+def test_an_initial_state_may_be_an_input_of_the_model():
+    layer, given = layer_of(return_state=True), numpy(layer_of(return_state=True)(sequences(seed=5)))[1:]
+    states = [keras.Input((size,)) for size in layer.state_size]
+    inputs, mask = keras.Input((None, INPUT_DIM)), keras.Input((None,), dtype="bool")
+    model = keras.Model([inputs, mask, *states], layer(inputs, initial_state=states, mask=mask))
+    expected = layer(sequences(), initial_state=given, mask=MASK)
+    assert largest_difference(model([sequences(), MASK, *given]), expected) < 1e-6
+    assert largest_difference(expected[1:], layer(sequences(), mask=MASK)[1:]) > 1e-3
+
+
 def test_the_layout_names_every_state():
     layer = layer_of(return_state=True, read_heads=2, write_heads=3)
     layout = layer.cell.state_layout
@@ -151,6 +161,16 @@ def test_bidirectional(merge_mode):
     np.testing.assert_allclose(numpy(wrapped(sequences())), expected, atol=1e-6)
 
 
+def test_a_stateful_bidirectional_resets_both_of_its_machines():
+    wrapped = keras.layers.Bidirectional(layer_of(stateful=True))
+    wrapped = keras.layers.Bidirectional.from_config(wrapped.get_config())
+    first, second = numpy(wrapped(sequences())), numpy(wrapped(sequences()))
+    wrapped.reset_states()
+    assert largest_difference([wrapped(sequences())], [first]) == 0
+    assert largest_difference([second[..., :3]], [first[..., :3]]) > 1e-6
+    assert largest_difference([second[..., 3:]], [first[..., 3:]]) > 1e-6
+
+
 def test_time_distributed_runs_one_machine_over_each_inner_sequence():
     layer = layer_of(return_sequences=False)
     inner = np.stack([sequences(seed=1), sequences(seed=2)], axis=1)
@@ -164,6 +184,8 @@ def test_half_precision_policies_address_in_float32(policy):
     outputs, *states = layer(sequences(), mask=MASK)
     assert keras.backend.standardize_dtype(outputs.dtype) == layer.compute_dtype
     assert {keras.backend.standardize_dtype(state.dtype) for state in states} == {"float32"}
+    symbolic = [part.dtype for part in layer(keras.Input((None, INPUT_DIM)))]
+    assert symbolic == [keras.backend.standardize_dtype(part.dtype) for part in (outputs, *states)]
     full, *_ = layer_of("cell", return_state=True)(sequences(), mask=MASK)
     difference = largest_difference([ops.cast(outputs, "float32")], [full])
     assert 0 < difference < 0.15
@@ -234,3 +256,7 @@ def test_inputs_and_states_of_the_wrong_shape_are_named():
         layer_of()(np.zeros((3, 4), "float32"))
     with pytest.raises(ValueError, match="initial_state should hold 6 tensors"):
         layer_of()(sequences(), initial_state=[np.zeros((3, 35), "float32")])
+    with pytest.raises(ValueError, match=r"'memory' should have the shape \(3, 35\); received \(2, 35\)"):
+        layer_of()(sequences(), initial_state=layer_of().get_initial_state(2))
+    with pytest.raises(ValueError, match=r"mask should be \[batch, time\] = \(3, 6\).*received the shape \(3, 4\)"):
+        layer_of()(sequences(), mask=MASK[:, :4])
