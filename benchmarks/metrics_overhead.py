@@ -1,8 +1,9 @@
 """What the gateway's metrics cost: CPU-seconds of its process for each step, with them and without.
 
 Two gateways run side by side, alike but for ``--metrics-listen``, and take turns of a tenth of a second at the same
-load, in the order ABBA, so that whatever else the machine does meets both. Each round starts a fresh pair; what counts
-is the median of the rounds' ratios. The one with metrics is scraped every few seconds, which counts.
+load, in the order ABBA, so that whatever else the machine does meets both. Each round starts a fresh pair; its ratio is
+the median of those of its fours, and what counts is the median of the rounds. The one with metrics is scraped every few
+seconds, which counts.
 
 Two executors: ``idle`` computes nothing, so that all that is left is the gateway and the metrics weigh the most;
 ``embedded`` steps an NTM of 128 slots x 20 with an LSTM controller of 100.
@@ -51,7 +52,7 @@ def main():
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "json"}
         options.json.parent.mkdir(exist_ok=True)
-        options.json.write_text(json.dumps({**settings, "cpus": os.cpu_count(), "rounds_us": results}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**settings, "cpus": os.cpu_count(), "rounds": results}, indent=1) + "\n")
 
 
 def parse_options():
@@ -69,17 +70,17 @@ def parse_options():
 
 
 def report(executor, rounds):
-    ratios = sorted(b / a for a, b in rounds)
-    median = statistics.median(ratios)
-    without, with_them = (statistics.median(column) for column in zip(*rounds, strict=True))
+    without = statistics.median(us for us, _ in rounds)
+    shares = sorted(100 * (ratio - 1) for _, ratio in rounds)
     print(
-        f"{executor:9} {without:7.2f} us a step without, {with_them:7.2f} with: {100 * (median - 1):+.1f} % CPU"
-        f" (median of {len(ratios)}; {100 * (ratios[0] - 1):+.1f} to {100 * (ratios[-1] - 1):+.1f})"
+        f"{executor:9} {without:7.2f} us of CPU a step without metrics, {statistics.median(shares):+.1f} % with them"
+        f" (median of {len(shares)}; {shares[0]:+.1f} to {shares[-1]:+.1f})",
+        flush=True,
     )
 
 
 def measure(options, folder, executor):
-    """CPU microseconds a step of a fresh pair of gateways: without metrics, with them."""
+    """A fresh pair of gateways: CPU microseconds a step without metrics, and its ratio with them."""
     with ExitStack() as stack:
         arms = {}
         for arm in "AB":
@@ -90,20 +91,22 @@ def measure(options, folder, executor):
             if metrics:
                 scrape_url = metrics
         messages = min(warm_up(client, work) for _, client, work in arms.values())
-        cpu = dict.fromkeys("AB", 0.0)
-        fours = max(1, round(options.seconds / TURN_S / len(TURNS)))
-        for number in range(fours):
+        fours, scraping = [], 0.0
+        for number in range(max(1, round(options.seconds / TURN_S / len(TURNS)))):
+            fours.append(dict.fromkeys("AB", 0.0))
             for arm in TURNS:
                 process, client, work = arms[arm]
                 before = cpu_seconds(process.pid)
                 for _ in range(messages):
                     client.step_many(work, timeout=60)
-                cpu[arm] += cpu_seconds(process.pid) - before
+                fours[-1][arm] += cpu_seconds(process.pid) - before
             if number % SCRAPE_EVERY == 0:
                 before = cpu_seconds(arms["B"][0].pid)
                 urllib.request.urlopen(scrape_url, timeout=10).read()
-                cpu["B"] += cpu_seconds(arms["B"][0].pid) - before
-        return tuple(1e6 * cpu[arm] / (fours * messages * options.sessions * len(TURNS) / 2) for arm in "AB")
+                scraping += cpu_seconds(arms["B"][0].pid) - before
+        without = sum(four["A"] for four in fours)
+        ratio = statistics.median(four["B"] / four["A"] for four in fours) + scraping / without
+        return 1e6 * without / (len(fours) * messages * options.sessions * len(TURNS) / 2), ratio
 
 
 def warm_up(client, work):
