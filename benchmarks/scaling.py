@@ -95,15 +95,17 @@ def load(started, pids, sessions, steps, options):
 
 
 def settle(client, work, started):
-    """Until the shapes that this load needs are compiled, where the gateway compiles."""
+    """Until it gets no faster: the shapes that this load needs are compiled, where the gateway compiles."""
+    best = 0
     while True:
-        end = time.perf_counter() + 1.0
+        rounds, end = 0, time.perf_counter() + 1.0
         while time.perf_counter() < end:
             client.step_many(work, timeout=60)
-        before = cpu_seconds(started.process.pid)
-        time.sleep(0.5)
-        if cpu_seconds(started.process.pid) - before < 0.1:
+            rounds += 1
+        started.wait_idle(1.0)
+        if rounds < 1.1 * best:
             return
+        best = max(best, rounds)
 
 
 def line(result):
