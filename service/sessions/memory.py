@@ -66,6 +66,9 @@ class MemoryStore:
 
     def load_now(self, key: SessionKey) -> Session:
         """See ``LocalStore.load_now``."""
+        session = self._sessions.get(key)
+        if session is not None and session.expires > self._clock():
+            return session
         return self._require(key)
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
@@ -84,10 +87,12 @@ class MemoryStore:
 
     def commit_now(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         """See ``LocalStore.commit_now``."""
-        session = self._require(key)
+        now = self._clock()
+        session = self._sessions.get(key)
+        if session is None or session.expires <= now:
+            session = self._require(key)
         if session.token != commit.token:
             return Refused(judge(session, commit.position, commit.digest), session)
-        now = self._clock()
         after = Session(
             info=session.info,
             position=commit.reply.position,
