@@ -1,11 +1,11 @@
 """A bare grpc.aio server that answers each step of a stream with its own inputs: what a message costs by itself.
 
-``python benchmarks/echo_server.py PORT_FILE``; ends with SIGTERM.
+``python benchmarks/echo_server.py --listen 127.0.0.1:0 --port-file FILE``; ends with SIGTERM.
 """
 
+import argparse
 import asyncio
 import signal
-import sys
 from pathlib import Path
 
 import grpc
@@ -33,10 +33,10 @@ def answer(request):
     return pb.StepResponse(request_id=request.request_id, position=position, outputs=request.inputs)
 
 
-async def main(port_file):
+async def main(listen, port_file):
     server = grpc.aio.server()
     sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(Echo(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(listen)
     await server.start()
     port_file.write_text(str(port))
     stop = asyncio.Event()
@@ -48,4 +48,8 @@ async def main(port_file):
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--listen", required=True)
+    parser.add_argument("--port-file", type=Path, required=True)
+    options = parser.parse_args()
+    uvloop.run(main(options.listen, options.port_file))

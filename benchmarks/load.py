@@ -4,8 +4,9 @@
 
 Modes: ``coalesced``, the Python client, in rounds of all its sessions (``--groups`` threads, each with its share);
 ``stream``, a connection and a stream for each session, a step a message; ``unary``, likewise with a call for each step;
-``open``, Poisson arrivals of ``--rate`` requests a second over all sessions, through the asyncio client. Closed loops
-but for the last, whose latency counts from when a request was due.
+``predict``, ``Predict`` of one session on a TensorFlow Serving, with no gateway between; ``open``, Poisson arrivals of
+``--rate`` requests a second over all sessions, through the asyncio client. Closed loops but for the last, whose latency
+counts from when a request was due.
 """
 
 import argparse
@@ -19,12 +20,13 @@ import time
 
 import grpc
 import numpy as np
+import uvloop
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import sequence_service_pb2_grpc, tensor_pb2
 from service.client import AsyncSequenceClient, SequenceClient
 
-WARM_UP_S = 1.0
+WARM_UP_S = 0.5
 
 
 class Watch:
@@ -34,6 +36,7 @@ class Watch:
         self.begin = time.perf_counter() + WARM_UP_S
         self.end = self.begin + seconds
         self.latencies = []
+        self.all = 0
         self.cpu = None
 
     def running(self):
@@ -43,6 +46,7 @@ class Watch:
         return now < self.end
 
     def saw(self, started, requests=1):
+        self.all += requests
         now = time.perf_counter()
         if started >= self.begin and now <= self.end:
             self.latencies += [now - started] * requests
@@ -52,12 +56,13 @@ class Watch:
         seconds = self.end - self.begin
         return {
             "requests": len(self.latencies),
+            "all_requests": self.all,  # those of the warm-up too
             "requests_per_s": len(self.latencies) / seconds,
             "steps_per_s": len(self.latencies) * steps / seconds,
             "p50_ms": spread[0],
             "p90_ms": spread[1],
             "p99_ms": spread[2],
-            "client_cpu_us_per_request": 1e6 * (cpu_seconds() - (self.cpu or 0)) / max(1, len(self.latencies)),
+            "client_cpu_us": 1e6 * (cpu_seconds() - (self.cpu or 0)) / max(1, len(self.latencies)),
         }
 
 
@@ -116,6 +121,31 @@ async def connections(options, inputs, watch):
     await asyncio.gather(*(connection(options, inputs, watch) for _ in range(options.sessions)))
 
 
+async def predict(options, inputs, watch):
+    """One session whose state this client keeps: what a step costs without a gateway."""
+    from service.executors.serving_messages import decode_predict, encode_predict, float_output, string_output
+    from service.types import VersionKey
+
+    key, reset, state = VersionKey(options.model, 1), np.ones(1, np.bool_), None
+    lengths = np.full(1, len(inputs), np.int32)
+    async with grpc.aio.insecure_channel(options.target) as channel:
+        call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
+        describe = decode_predict(await call(encode_predict(key, "describe", {})))
+        size = json.loads(string_output(describe, "config"))["state_size"]
+        while watch.running():
+            started = time.perf_counter()
+            arrays = {
+                "inputs": inputs[None],
+                "lengths": lengths,
+                "reset": reset,
+                "state": np.zeros((1, size), np.float32) if state is None else state,
+            }
+            answer = decode_predict(await call(encode_predict(key, "step", arrays)))
+            float_output(answer, "outputs", (1, len(inputs), None))
+            state, reset = float_output(answer, "state", (1, size)), np.zeros(1, np.bool_)
+            watch.saw(started)
+
+
 async def open_loop(options, inputs, watch):
     draw = random.Random(0)
     async with AsyncSequenceClient(options.target) as client:
@@ -145,7 +175,7 @@ async def open_loop(options, inputs, watch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["coalesced", "stream", "unary", "open"])
+    parser.add_argument("mode", choices=["coalesced", "stream", "unary", "predict", "open"])
     parser.add_argument("target")
     parser.add_argument("--model", default="ntm")
     parser.add_argument("--sessions", type=int, default=64)
@@ -159,11 +189,10 @@ def main():
     refused = 0
     if options.mode == "coalesced":
         coalesced(options, inputs, watch)
-    elif options.mode == "open":
-        refused = asyncio.run(open_loop(options, inputs, watch))
     else:
-        asyncio.run(connections(options, inputs, watch))
-    print(json.dumps({**vars(options), **watch.report(options.steps), "not_sent": refused}))
+        run = {"open": open_loop, "predict": predict}.get(options.mode, connections)
+        refused = uvloop.run(run(options, inputs, watch))
+    print(json.dumps({**vars(options), **watch.report(options.steps), "not_sent": refused or 0}))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import asyncio
 import json
 import resource
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,12 +18,15 @@ def numpy_yardstick(seconds):
     print(numpy_ntm.measure(64, float(seconds)))
 
 
-def cpp_yardstick(folder, seconds):
+def cpp_yardstick(folder):
+    """Builds the program, checks it against the layer, and tells where it is."""
     import yardstick
 
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        program = yardstick.build(Path(name))
-        print(yardstick.measure(program, batch=64, steps=16, seconds=float(seconds), threads=2))
+    program = yardstick.build(Path(folder))
+    difference = yardstick.check(program, Path(folder))
+    if difference > 1e-4:
+        raise SystemExit(f"the C++ yardstick does not compute the layer's step: it differs by {difference}")
+    print(program)
 
 
 def export(directory):
@@ -40,26 +42,39 @@ def export(directory):
     export_model(model, directory, name="ntm")
 
 
-def bare_executor(directory, seconds):
-    """The executor by itself, once all its shapes are compiled."""
-    print(json.dumps(asyncio.run(_bare_executor(Path(directory), float(seconds)))))
+def bare_executor(directory):
+    """Measures the executor by itself, for as long as it is asked to on standard input: batch, steps, XLA, seconds."""
+    asyncio.run(_bare_executor(Path(directory)))
 
 
-async def _bare_executor(directory, seconds):
+async def _bare_executor(directory):
     from service.executors.embedded import EmbeddedExecutor
     from service.types import VersionKey
 
-    executor = EmbeddedExecutor(directory, max_batch_size=256, max_steps=16)
-    await executor.start()
-    key = VersionKey("ntm", 1)
-    cases = []
-    for batch, steps in ((1, 1), (8, 1), (64, 1), (256, 1), (16, 16), (32, 16), (64, 16), (128, 16), (256, 16)):
-        arrays = _batch(executor, key, batch, steps)
-        await executor.step(key, arrays)
-        await executor.wait_compiled(300)
-        cases.append({"batch": batch, "steps": steps, **await _measure(executor, key, arrays, batch * steps, seconds)})
-    await executor.close()
-    return cases
+    key, executors = VersionKey("ntm", 1), {}
+    for xla in (True, False):
+        executors[xla] = EmbeddedExecutor(directory, max_batch_size=64, max_steps=16, compile=xla)
+        await executors[xla].start()
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        batch, steps, xla, seconds = json.loads(line)
+        arrays = _batch(executors[xla], key, batch, steps)
+        await executors[xla].step(key, arrays)
+        await executors[xla].wait_compiled(300)
+        measured = await _measure(executors[xla], key, arrays, batch * steps, seconds)
+        print(json.dumps({"batch": batch, "steps": steps, "xla": xla, **measured}), flush=True)
+    for executor in executors.values():
+        await executor.close()
+
+
+def fill(target, count):
+    """Opens so many sessions and steps each once, so that each has a state."""
+    from service.client import SequenceClient
+
+    inputs = np.zeros((1, 10), np.float32)
+    with SequenceClient(target, timeout=300) as client:
+        for begin in range(0, int(count), 500):
+            sessions = [client.create_session("ntm") for _ in range(begin, min(int(count), begin + 500))]
+            client.step_many([(session, inputs) for session in sessions])
 
 
 def _batch(executor, key, batch, steps):
@@ -110,6 +125,6 @@ def _cpu():
 
 
 if __name__ == "__main__":
-    {part.__name__: part for part in (numpy_yardstick, cpp_yardstick, export, bare_executor)}[sys.argv[1]](
+    {part.__name__: part for part in (numpy_yardstick, cpp_yardstick, export, bare_executor, fill)}[sys.argv[1]](
         *sys.argv[2:]
     )
