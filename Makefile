@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format protos bench test-backends test-chaos test-mutants constraints clean
+.PHONY: help env demo test images lint format protos bench test-backends test-chaos test-mutants constraints clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ test: $(READY) ## the tests
 
 test-backends: ## the layer on TensorFlow, JAX and PyTorch, in an environment of its own
 	PYTHON=$(PYTHON) scripts/test_backends.sh
+
+images: $(READY) ## execute the Dockerfile without a container engine, start the gateway from it (root, buildah, debootstrap)
+	PATH=$(CURDIR)/$(BIN):$$PATH scripts/build_images.sh gateway
+	$(BIN)/python tests/deploy/check_image.py
 
 test-chaos: $(READY) ## real processes under a schedule of faults, a minute of it (CHAOS="--minutes 10 --sessions 200")
 	$(BIN)/python tests/chaos/run.py $(CHAOS)

@@ -40,8 +40,12 @@ def test_components_that_no_overlay_uses_fit_too(tmp_path, base, component):
         if thing["kind"] not in UNCHECKED:
             kubernetes_validate.validate(thing, NEWEST, strict=True)
     if component == "queue-depth":
-        metrics = find(objects, "HorizontalPodAutoscaler", "gateway")["spec"]["metrics"]
-        assert [metric["type"] for metric in metrics] == ["Resource", "Pods"]
+        scaler = find(objects, "HorizontalPodAutoscaler", "model-server")["spec"]
+        name = scaler["metrics"][0]["external"]["metric"]["name"]
+        assert f'"{name}"' in (rendered.REPOSITORY / "service" / "metrics.py").read_text()
+        rule = yaml.safe_load((KUBERNETES / "examples" / "prometheus-adapter.yaml").read_text())["externalRules"][0]
+        assert rule["name"]["as"] == name
+        assert "replicas" not in find(objects, scaler["scaleTargetRef"]["kind"], "model-server")["spec"]
     else:
         server = find(objects, "Deployment", "model-server")
         (models,) = [volume for volume in pod_spec(server)["volumes"] if volume["name"] == "models"]
