@@ -82,7 +82,7 @@ class Engine:
 
     Attributes:
         catalog: The models that are served.
-        express: Takes steps that have nothing to wait for but their batch; None where the sessions are elsewhere.
+        express: Takes steps that have nothing to wait for but their batch; None where the store has none at hand.
         drained: Set once ``drain`` is through: nothing more will be answered but refusals.
     """
 

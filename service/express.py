@@ -1,9 +1,10 @@
 """Steps that have nothing to wait for but their batch: what ``Engine.step`` does, without a task for each.
 
-Most steps find their session in this process and its turn free. From then on nothing of theirs suspends until the batch
-is through, and nothing after it: they are begun by one call and ended by another, which at many steps a message is half
-of what the gateway costs. Whatever is out of the ordinary (a session that is being stepped, a repeated step, anything
-to refuse) goes the long way, through ``Engine.step``, which alone tells what is wrong.
+Most steps find their session in this process, if only as a copy of the store's, and its turn free. From then on they
+wait for their batch, and for their commit where the store is elsewhere: they are begun by one call and ended by others,
+which at many steps a message is half of what the gateway costs. Whatever is out of the ordinary (a session that is
+being stepped, a repeated step, anything to refuse) goes the long way, through ``Engine.step``, which alone tells what
+is wrong.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from service.errors import (
     ServiceError,
 )
 from service.observing import Observer
-from service.sessions import Commit, Committed, LocalStore, Session, Verdict, judge
+from service.sessions import Commit, Committed, LocalStore, Refused, Session, Verdict, judge
 from service.turns import Turns
 from service.types import FloatArray, ModelVersion, StepCall, StepReply
 
@@ -34,7 +35,7 @@ _LOOK_AGAIN = (ModelVersionUnavailable, FingerprintMismatch, InvalidTensor)
 
 
 class ExpressStep:
-    """One step under way. For the batcher it stands for the future of its chunk.
+    """One step under way. For the batcher it stands for the future of its chunk, for the store for its commit's.
 
     Attributes:
         tag: Whatever its caller wants to find again.
@@ -44,6 +45,7 @@ class ExpressStep:
     """
 
     __slots__ = (
+        "_committing",
         "_express",
         "_finish",
         "_over",
@@ -76,6 +78,7 @@ class ExpressStep:
         self.owner_limit = owner_limit
         self.tag = tag
         self.began = began
+        self._committing = began
         self.chunk: Chunk | None = None
         self.tick = 0
         self.reply: StepReply | None = None
@@ -87,10 +90,24 @@ class ExpressStep:
 
     def set_result(self, result: tuple[FloatArray, FloatArray]) -> None:
         """Its batch is through: commits the new state, and only then is the step answered."""
+        self.chunk = None
+        self._committing = self._express.timer()
         try:
-            self.reply = self._express.commit(self, *result)
+            self._express.commit(self, *result)
         except Exception as error:  # noqa: BLE001 - it is told to the caller, and the batcher goes on
             self.error = error
+            self._end()
+
+    def committed(self, outcome: Committed | Refused | Exception) -> None:
+        """Its commit is through, or nobody knows. Whom it was given up by has been told already."""
+        if self._over:
+            return
+        if isinstance(outcome, Committed):
+            self.reply = self._express.committed(self, outcome, self._committing)
+        elif isinstance(outcome, Refused):
+            self._express.refused(self, outcome)
+        else:
+            self.error = outcome
         self._end()
 
     def set_exception(self, error: BaseException) -> None:
@@ -131,7 +148,7 @@ class ExpressStep:
 
 
 class Express:
-    """Begins and ends the steps of a gateway whose sessions are in this process.
+    """Begins and ends the steps of sessions that are in this process, if only as copies of the store's.
 
     Args:
         store: Keeps the sessions.
@@ -166,7 +183,7 @@ class Express:
         self._check = check
         self._checkout = checkout
         self._observer = observer
-        self._timer = timer
+        self.timer = timer
         self._deadlines = Deadlines()
 
     def begin(
@@ -186,44 +203,47 @@ class Express:
         Raises:
             ServiceError: it has to go the long way, which will say this in its turn.
         """
-        began = self._timer()
+        began = self.timer()
         if not self._turns.free(call.key):
             return None
         session = self._store.load_now(call.key)
-        if judge(session, call.position, call.digest) is not Verdict.RUN:
+        if session is None or judge(session, call.position, call.digest) is not Verdict.RUN:
             return None
         version = self._catalog.pinned(session.info)
         self._check(version, call, session)
         self._admission.take(call.inputs.nbytes, call.caller, owner_limit)
         self._turns.take(call.key)
-        self._store.extend_now(call.key, self._checkout(call.deadline))
+        if not self._store.extend_now(call.key, self._checkout(call.deadline)):
+            self._let_go(call)
+            return None
         step = ExpressStep(self, call, session, owner_limit, tag, finish, began)
         step.tick = self._deadlines.add(step, call.deadline)
         step.chunk = self._batcher.put(version, call.inputs, session.state, call.deadline, step, call.caller)
         return step
 
-    def commit(self, step: ExpressStep, outputs: FloatArray, state: FloatArray) -> StepReply | None:
-        """Writes what a step came to; None where its session is no longer what it ran on.
-
-        Raises:
-            SessionNotFound: it was deleted meanwhile.
-        """
+    def commit(self, step: ExpressStep, outputs: FloatArray, state: FloatArray) -> None:
+        """Has what a step came to written; the store tells the step how that went."""
         call, session = step.call, step.session
         reply = StepReply(session.position + len(call.inputs), outputs)
-        committing = self._timer()
-        outcome = self._store.commit_now(
-            call.key, Commit(session.token, call.position, session.position, call.digest, state, reply)
-        )
-        if not isinstance(outcome, Committed):
-            self._observer.commit_refused(session.info.version, outcome.verdict.value)
-            return None
-        now = self._timer()
-        self._observer.step_committed(session.info.version, now - step.began, now - committing)
-        return reply
+        commit = Commit(session.token, call.position, session.position, call.digest, state, reply)
+        self._store.commit_soon(session, commit, step.committed)
+
+    def committed(self, step: ExpressStep, outcome: Committed, committing: float) -> StepReply | None:
+        """The reply of a step whose commit was written."""
+        now = self.timer()
+        self._observer.step_committed(step.session.info.version, now - step.began, now - committing)
+        last = outcome.session.last
+        return last.reply if last is not None else None
+
+    def refused(self, step: ExpressStep, outcome: Refused) -> None:
+        """Its session is no longer what it ran on: the long way finds out what that means."""
+        self._observer.commit_refused(step.session.info.version, outcome.verdict.value)
 
     def end(self, step: ExpressStep) -> None:
         """Lets go of what a step held."""
-        call = step.call
         self._deadlines.discard(step, step.tick)
+        self._let_go(step.call)
+
+    def _let_go(self, call: StepCall) -> None:
         self._turns.release(call.key)
         self._admission.give_back(call.inputs.nbytes, call.caller)

@@ -8,7 +8,7 @@ token; ``judge`` is the whole decision, and every store makes the same one.
 import enum
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from service.types import FloatArray, SessionKey, StepReply, VersionKey
@@ -214,20 +214,27 @@ class SessionStore(Protocol):
         ...
 
 
+Tell = Callable[[Committed | Refused | Exception], None]
+
+
 @runtime_checkable
 class LocalStore(Protocol):
-    """What a store can do besides whose sessions are in this process: nothing of it suspends."""
+    """What a store can do besides for sessions that it has in this process, if only as copies: nothing suspends."""
 
-    def load_now(self, key: SessionKey) -> Session:
-        """``SessionStore.load``."""
+    def load_now(self, key: SessionKey) -> Session | None:
+        """``SessionStore.load``; None where the session is not at hand."""
         ...
 
-    def extend_now(self, key: SessionKey, seconds: float) -> None:
-        """``SessionStore.extend``."""
+    def extend_now(self, key: SessionKey, seconds: float) -> bool:
+        """``SessionStore.extend``; False, and nothing is done, where that cannot be done at once."""
         ...
 
-    def commit_now(self, key: SessionKey, commit: Commit) -> Committed | Refused:
-        """``SessionStore.commit``."""
+    def commit_soon(self, session: Session, commit: Commit, tell: Tell) -> None:
+        """``SessionStore.commit`` of a step that ran on ``session``; ``tell`` is called with what it comes to.
+
+        Called before this returns or later, once, with the outcome or with what ``commit`` would raise. The commit is
+        carried through whatever becomes of the caller.
+        """
         ...
 
 

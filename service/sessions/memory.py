@@ -12,6 +12,7 @@ from service.sessions import (
     Session,
     SessionInfo,
     SessionSummary,
+    Tell,
     judge,
     new_token,
 )
@@ -75,18 +76,27 @@ class MemoryStore:
         """See ``SessionStore.extend``."""
         self.extend_now(key, seconds)
 
-    def extend_now(self, key: SessionKey, seconds: float) -> None:
+    def extend_now(self, key: SessionKey, seconds: float) -> bool:
         """See ``LocalStore.extend_now``."""
         session = self._sessions.get(key)
         if session is not None and session.expires < (until := self._clock() + seconds):
             self._sessions[key] = session._replace(expires=until)
+        return True
 
     async def commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         """See ``SessionStore.commit``."""
-        return self.commit_now(key, commit)
+        return self._commit(key, commit)
 
-    def commit_now(self, key: SessionKey, commit: Commit) -> Committed | Refused:
-        """See ``LocalStore.commit_now``."""
+    def commit_soon(self, session: Session, commit: Commit, tell: Tell) -> None:
+        """See ``LocalStore.commit_soon``."""
+        outcome: Committed | Refused | Exception
+        try:
+            outcome = self._commit(session.info.key, commit)
+        except SessionNotFound as error:
+            outcome = error
+        tell(outcome)
+
+    def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         now = self._clock()
         session = self._sessions.get(key)
         if session is None or session.expires <= now:

@@ -94,11 +94,11 @@ class Link:
         self._reachable = True
         self.exchanges = 0
 
-    async def call(self, script: Script, keys: Sequence[str], *arguments: Argument) -> list[Any]:
-        """Runs one script; returns what it returned.
+    def call(self, script: Script, keys: Sequence[str], *arguments: Argument) -> "asyncio.Future[list[Any]]":
+        """Runs one script, soon; the future is for what it returned.
 
         Raises:
-            StoreUnavailable: it was not run.
+            StoreUnavailable: it was not run. The future may be told this too, and
             NoAnswer: it was sent; nobody knows.
         """
         if self._closed:
@@ -108,7 +108,7 @@ class Link:
         order = _Order(script, keys, arguments, asyncio.get_running_loop().create_future())
         self._orders.append(order)
         self._filled.set()
-        return await order.reply
+        return order.reply
 
     async def close(self) -> None:
         """Ends the connection; what waits is refused. Safe to call twice."""

@@ -27,6 +27,7 @@ from service.sessions import (
     Session,
     SessionInfo,
     SessionSummary,
+    Tell,
     Verdict,
     blob,
     new_token,
@@ -98,7 +99,7 @@ class RedisStore:
         self._reads = Link(dial, timeout=timeout, connect_timeout=connect_timeout)
         # What was read as of now must be as durable as a commit: it may be answered as a replay.
         self._fresh_reads = self._writes if barrier else self._reads
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._under_way: set[asyncio.Future[Any]] = set()
         # The store's clock less the event loop's, as of the last reply.
         self._clock_offset: float | None = None
 
@@ -115,8 +116,7 @@ class RedisStore:
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``. Asks the server only where the session might expire before that."""
-        cached, now = self._cache.get(key), self._now()
-        if cached is not None and now is not None and cached.expires - now >= seconds:
+        if self.extend_now(key, seconds):
             return
         keys = self._keys(key)
         names = [keys.session, self._index[0]]
@@ -128,6 +128,36 @@ class RedisStore:
     async def commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         """See ``SessionStore.commit``."""
         return await self._whole(self._commit(key, commit))
+
+    async def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
+        sent = self._send_commit(await self._info_of(key, commit.token), commit)
+        await asyncio.wait((sent.reply,))
+        return self._outcome(sent)
+
+    def load_now(self, key: SessionKey) -> Session | None:
+        """See ``LocalStore.load_now``: the copy, if there is one."""
+        return self._cached(key)
+
+    def extend_now(self, key: SessionKey, seconds: float) -> bool:
+        """See ``LocalStore.extend_now``: whether the session lives for so long anyway."""
+        cached, now = self._cache.get(key), self._now()
+        return cached is not None and now is not None and cached.expires - now >= seconds
+
+    def commit_soon(self, session: Session, commit: Commit, tell: Tell) -> None:
+        """See ``LocalStore.commit_soon``."""
+        sent = self._send_commit(session.info, commit)
+        self._under_way.add(sent.reply)
+
+        def answered(reply: asyncio.Future[list[Any]]) -> None:
+            self._under_way.discard(reply)
+            outcome: Committed | Refused | Exception
+            try:
+                outcome = self._outcome(sent)
+            except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
+                outcome = error
+            tell(outcome)
+
+        sent.reply.add_done_callback(answered)
 
     async def delete(self, key: SessionKey) -> None:
         """See ``SessionStore.delete``."""
@@ -214,32 +244,36 @@ class RedisStore:
         self._cache.put(session)
         return session
 
-    async def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
-        info = await self._info_of(key, commit.token)
-        keys, token = self._keys(key), new_token()
+    def _send_commit(self, info: SessionInfo, commit: Commit) -> "_SentCommit":
+        keys, token = self._keys(info.key), new_token()
         last = LastStep(commit.begin, commit.digest, commit.reply)
+        reply = self._writes.call(
+            scripts.COMMIT,
+            (keys.session, self._index[0]),
+            keys.member,
+            commit.token,
+            "" if commit.position is None else commit.position,
+            commit.digest,
+            token,
+            commit.reply.position,
+            commit.begin,
+            self._encode(info, blob.Content(commit.reply.position, token, commit.state, last)),
+        )
+        return _SentCommit(info, commit, token, last, reply)
+
+    def _outcome(self, sent: "_SentCommit") -> Committed | Refused:
+        """What became of a commit, once its reply is there."""
+        info, commit, token, last, answer = sent
         try:
-            reply = await self._call(
-                self._writes,
-                scripts.COMMIT,
-                [keys.session, self._index[0]],
-                keys.member,
-                commit.token,
-                "" if commit.position is None else commit.position,
-                commit.digest,
-                token,
-                commit.reply.position,
-                commit.begin,
-                self._encode(info, blob.Content(commit.reply.position, token, commit.state, last)),
-            )
+            reply = self._take(answer.result())
         except NoAnswer as error:
-            self._cache.drop(key)
+            self._cache.drop(info.key)
             raise CommitUnknown(f"{error}; repeat the step to find out whether it was applied") from error
         if reply.status == "gone":
-            raise self._gone(key)
+            raise self._gone(info.key)
         if reply.status != "committed":
             _log.info("a commit was refused: to the stored session the step is a %r", reply.status)
-            return Refused(Verdict(reply.status), self._read(key, reply))
+            return Refused(Verdict(reply.status), self._read(info.key, reply))
         session = Session(info, commit.reply.position, commit.state, last, token, reply.now, reply.now + info.ttl)
         self._cache.put(session)
         return Committed(session)
@@ -281,7 +315,10 @@ class RedisStore:
             raise StoreUnavailable(str(error)) from error
 
     async def _call(self, link: Link, script: Script, keys: Sequence[str], *arguments: Argument) -> "_Reply":
-        status, now, *facts = await link.call(script, keys, *arguments)
+        return self._take(await link.call(script, keys, *arguments))
+
+    def _take(self, answer: Sequence[Any]) -> "_Reply":
+        status, now, *facts = answer
         reply = _Reply(status.decode(), now / 1000, facts)
         self._clock_offset = reply.now - asyncio.get_running_loop().time()
         return reply
@@ -321,6 +358,16 @@ class RedisStore:
 
     def _keys(self, key: SessionKey) -> Keys:
         return keys_of(self._prefix, key)
+
+
+class _SentCommit(NamedTuple):
+    """A commit on its way, and the link's future of its reply."""
+
+    info: SessionInfo
+    commit: Commit
+    token: bytes
+    last: LastStep
+    reply: "asyncio.Future[list[Any]]"
 
 
 class _Reply(NamedTuple):

@@ -89,23 +89,23 @@ class Protocol(RuleBasedStateMachine):
     def make_store(self):
         return self.backend.make_store()
 
-    @rule(who=places, gateway=places, gates=st.integers(0, 5))
-    def send(self, who, gateway, gates):
+    @rule(who=places, gateway=places, gates=st.integers(0, 5), express=st.booleans())
+    def send(self, who, gateway, gates, express):
         """A client sends the chunk that is next, or sends it again; it gets as far as it may."""
         client, gateway = self.world.clients[who], self.world.gateways[gateway]
         if len(self.world.attempts) >= 5:
             return
         self.remember()
-        self.do(self.world.send, client, gateway, client.acknowledged)
+        self.do(self.world.send, client, gateway, client.acknowledged, express)
         for _ in range(gates):
             self.open(next((gate for gate in reversed(self.world.gates) if gate.gateway is gateway), None))
 
     @precondition(lambda self: not self.world.gates)
-    @rule(who=places)
-    def race(self, who):
+    @rule(who=places, express=st.booleans())
+    def race(self, who, express):
         """The same chunk on both gateways at once, up to their commits."""
         for place in places_of_both:
-            self.send(who, place, 2)
+            self.send(who, place, 2, express)
 
     @precondition(lambda self: self.world.gates)
     @rule(pick=picks, often=st.integers(1, 4))
@@ -180,7 +180,7 @@ class Protocol(RuleBasedStateMachine):
         self.failover_loses_writes(0)
         for client in self.world.clients:
             for _ in range(3):
-                self.send(self.world.clients.index(client), 1 - self.world.gateways.index(waiting), 8)
+                self.send(self.world.clients.index(client), 1 - self.world.gateways.index(waiting), 8, False)
 
     def remember(self):
         """How the store is now, in case that a failover brings it back."""
@@ -213,7 +213,8 @@ class Protocol(RuleBasedStateMachine):
         for client in self.world.clients:
             target, client_sends = client.acknowledged + 2, 0
             while client.acknowledged < target:
-                self.do(self.world.send, client, self.world.gateways[0], client.acknowledged)
+                express = client_sends % 2 == 1
+                self.do(self.world.send, client, self.world.gateways[0], client.acknowledged, express)
                 while self.world.gates:
                     self.open(self.world.gates[0])
                 self.the_committed_history_is_a_prefix_of_what_was_sent()
@@ -296,7 +297,7 @@ def _check(new_backend, examples):
     )
     run_state_machine_as_test(machine, settings=options)
     # It has been where it can go wrong: with far fewer of these, the model would have lost its teeth.
-    wanted = {"committed": 2 * examples, "late": examples // 20, "replay": examples // 20}
+    wanted = {"committed": 2 * examples, "late": examples // 20, "replay": examples // 20, "express": examples // 2}
     assert all(tally[what] >= least for what, least in wanted.items()), tally
 
 
