@@ -7,6 +7,7 @@ Two forms exist, told apart by one byte. Form 1 ends in CRC-32. Form 2 ends in 1
 passes. Every release reads both, so gateways of two releases can share a store while a fleet is upgraded.
 """
 
+import functools
 import hashlib
 import struct
 import zlib
@@ -120,6 +121,7 @@ def _blake2b(*parts: bytes | memoryview) -> bytes:
 _CHECKSUMS = {1: _Checksum(_crc32, 4), 2: _Checksum(_blake2b, 16)}
 
 
+@functools.lru_cache(maxsize=1024)
 def _short(fingerprint: str) -> bytes:
     return hashlib.sha256(fingerprint.encode()).digest()[:16]
 

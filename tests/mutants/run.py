@@ -22,6 +22,7 @@ COPIED = ("service", "protos", "tests/service", "docs/durability.md", "pyproject
 MEMORY = "service/sessions/memory.py"
 SESSIONS = "service/sessions/__init__.py"
 ENGINE = "service/engine.py"
+EXPRESS = "service/express.py"
 BLOB = "service/sessions/blob.py"
 STORE = "service/sessions/redis/store.py"
 COMMIT = "service/sessions/redis/scripts/commit.lua"
@@ -124,10 +125,33 @@ MUTANTS = (
         f"{PROTOCOL}test_exactly_once_over_memory",
     ),
     Mutant(
+        "express: answers before the commit",
+        EXPRESS,
+        "        self._store.commit_soon(session, commit, step.committed)\n",
+        "        step.reply = reply\n        step._end()\n"
+        "        self._store.commit_soon(session, commit, step.committed)\n",
+        f"{PROTOCOL}test_exactly_once_over_valkey",
+    ),
+    Mutant(
+        "express: a commit that was refused is answered as if it had been written",
+        EXPRESS,
+        "            self._express.refused(self, outcome)\n",
+        "            self.reply = self._express.committed(self, outcome, self._committing)\n",
+        f"{PROTOCOL}test_exactly_once_over_valkey",
+    ),
+    Mutant(
+        "express: does not look whether a step is the next",
+        EXPRESS,
+        "if session is None or judge(session, call.position, call.digest) is not Verdict.RUN:",
+        "if session is None:",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
         "memory: a commit makes a session that is not there",
         MEMORY,
-        '        """See ``SessionStore.commit``."""\n        session = self._require(key)\n',
-        '        """See ``SessionStore.commit``."""\n'
+        "    def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:\n"
+        "        session = self._require(key)\n",
+        "    def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:\n"
         "        session = self._live(key, self._clock())\n"
         "        if session is None:\n"
         "            info = SessionInfo(key, VersionKey('sums', 1), 'f1', 60.0, b'', 0.0)\n"

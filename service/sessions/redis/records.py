@@ -3,6 +3,7 @@
 The names of the fields, what they mean and the keys are shared with the gateways of the release before and after.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,7 @@ def keys_of(prefix: str, key: SessionKey) -> Keys:
     return Keys(f"{prefix}session:{member}", f"{prefix}names:{key.principal}", member)
 
 
+@functools.lru_cache(maxsize=8192)
 def binding(info: SessionInfo) -> bytes:
     """What a session's blob belongs to. A blob under another key, or beside other facts, is corrupt."""
     # Not repr: what it escapes of an owner's name differs between releases of Python.
