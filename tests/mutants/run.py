@@ -149,10 +149,7 @@ MUTANTS = (
     Mutant(
         "memory: a commit makes a session that is not there",
         MEMORY,
-        "    def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:\n"
-        "        session = self._require(key)\n",
-        "    def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:\n"
-        "        session = self._live(key, self._clock())\n"
+        "        if session is None or session.expires <= now:\n            session = self._require(key)\n",
         "        if session is None:\n"
         "            info = SessionInfo(key, VersionKey('sums', 1), 'f1', 60.0, b'', 0.0)\n"
         "            session = Session(info, commit.begin, None, None, commit.token, 0.0, 0.0)\n",
