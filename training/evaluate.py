@@ -110,18 +110,18 @@ def _draw(
 
 
 def print_table(run: Path, rows: Sequence[Row]) -> None:
-    """The table of one run: a line for each size."""
+    """The table of one run: a line for each size. Wrong bits, their median and the loss are those of a sequence."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=str(run))
-    headings = ["size", "sequences", "bits asked", "wrong (mean)", "wrong (median)", "right", "loss, bits", "exact"]
+    headings = ["size", "sequences", "bits", "wrong", "median", "right %", "loss, bits", "exact %"]
     known = any(row.optimal_bits is not None for row in rows)
-    for heading in [*headings, "optimal, bits"] if known else headings:
+    for heading in [*headings, "optimum"] if known else headings:
         table.add_column(heading, justify="right")
     for size, sequences, asked, wrong, median, loss, exact, optimal in rows:
-        right = f"{100 * (1 - wrong / asked):.3f} %"
-        cells = (f"{asked:.0f}", f"{wrong:.4f}", f"{median:g}", right, f"{loss:.3f}", f"{100 * exact:.1f} %")
+        right = f"{100 * (1 - wrong / asked):.3f}"
+        cells = (f"{asked:.0f}", f"{wrong:.4f}", f"{median:g}", right, f"{loss:.3f}", f"{100 * exact:.1f}")
         best = () if optimal is None else (f"{optimal:.3f}",)
         table.add_row("x".join(map(str, size)), str(sequences), *cells, *best)
     Console().print(table)

@@ -18,15 +18,17 @@ from matplotlib import pyplot as plt
 
 
 def learning_curves(run_dirs: Sequence[Path], path: Path) -> None:
-    """Loss in bits a sequence over the sequences trained on, one line for each run; a new attempt breaks the line."""
+    """Loss in bits a sequence over the sequences trained on, one line for each run; networks given up are pale."""
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, run_dir in enumerate(run_dirs):
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        for attempt in sorted({line["attempt"] for line in lines}):
-            part = [line for line in lines if line["attempt"] == attempt]
-            label = run_dir.name if attempt == 0 else None
+        attempts = sorted({line["attempt"] for line in lines})
+        for attempt in attempts:
+            part = [line for line in lines if line["attempt"] == attempt and line["bits_per_sequence"] is not None]
             sequences, loss = ([line[key] for line in part] for key in ("sequences", "bits_per_sequence"))
-            axes.plot(sequences, loss, color=f"C{number}", label=label, linewidth=1.2)
+            last = attempt == attempts[-1]
+            style = {"label": run_dir.name, "alpha": 1.0} if last else {"alpha": 0.35}
+            axes.plot(sequences, loss, color=f"C{number}", linewidth=1.4, **style)
     axes.set(xlabel="sequences trained on", ylabel="loss, bits a sequence", yscale="log", title="Learning curves")
     axes.legend()
     _save(figure, path)

@@ -10,14 +10,14 @@ def make_updates(network: Network, *, compiled: bool, spread: Spread = None) -> 
 
     Args:
         network: what is trained.
-        compiled: whether they are compiled; on PyTorch they run as they are written in any case.
+        compiled: whether XLA compiles them, on TensorFlow; JAX always compiles, PyTorch runs them as they are written.
         spread: of `training.steps.devices.Devices`; None for one device.
     """
     # Imported late: each needs a backend that may not be installed.
     if keras.backend.backend() == "jax":
         from training.steps.on_jax import JaxUpdates
 
-        return JaxUpdates(network, compiled=compiled, spread=spread)
+        return JaxUpdates(network, spread=spread)
     if keras.backend.backend() == "torch":
         from training.steps.on_torch import TorchUpdates
 

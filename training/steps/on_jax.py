@@ -22,12 +22,12 @@ class _State(NamedTuple):
 class JaxUpdates:
     """See `training.steps.network.Updates`."""
 
-    def __init__(self, network: Network, *, compiled: bool, spread: Spread = None) -> None:
+    def __init__(self, network: Network, *, spread: Spread = None) -> None:
         self._network = network
         self._spread = spread
         others = network.logits.non_trainable_variables
         self._variables = _State(network.weights, network.average, network.optimizer.variables, others)
-        self._run = jax.jit(self._scan) if compiled else self._scan
+        self._run = jax.jit(self._scan)
 
     def __call__(self, inputs: Any, targets: Any, masks: Any) -> tuple[float, float, float]:
         """One update for each batch."""
