@@ -50,7 +50,7 @@ def main():
             results[executor] = [measure(options, folder, executor) for _ in range(options.rounds)]
             report(executor, results[executor])
     if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        settings = {key: value for key, value in vars(options).items() if key not in ("json", "serve_idle")}
         options.json.parent.mkdir(exist_ok=True)
         options.json.write_text(json.dumps({**settings, "cpus": os.cpu_count(), "rounds": results}, indent=1) + "\n")
 
