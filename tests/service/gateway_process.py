@@ -1,4 +1,4 @@
-"""A gateway around the test model, as a process of its own: ``python -m tests.service.gateway_process PORT_FILE``."""
+"""A gateway around the test model as a process of its own: ``python -m tests.service.gateway_process PORT_FILE STORE``."""
 
 import asyncio
 import subprocess
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.backends import make_store
 from service.config import Settings
 from service.server import serve_with
-from service.sessions.memory import MemoryStore
 from tests.service.support import NumpyExecutor
 
 
 @contextmanager
-def gateway_process(port_file: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def gateway_process(port_file: Path, store: str = "memory") -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The process and its port; ended by SIGTERM, which has to give exit code 0."""
-    process = subprocess.Popen([sys.executable, "-m", "tests.service.gateway_process", str(port_file)])
+    process = subprocess.Popen([sys.executable, "-m", "tests.service.gateway_process", str(port_file), store])
     try:
         while not port_file.exists():
             assert process.poll() is None, "the gateway ended at start"
@@ -37,10 +37,11 @@ def resident_bytes(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    settings = Settings(model_dir=Path(), listen="127.0.0.1:0", port_file=Path(sys.argv[1]), max_chunk_mib=1)
-    store = MemoryStore(max_sessions=100_000, clock=time.time)
+    settings = Settings(
+        model_dir=Path(), listen="127.0.0.1:0", port_file=Path(sys.argv[1]), store=sys.argv[2], max_chunk_mib=1
+    )
 
     async def run() -> int:
-        return await serve_with(settings, executor=NumpyExecutor(), store=store)
+        return await serve_with(settings, executor=NumpyExecutor(), store=make_store(settings))
 
     sys.exit(asyncio.run(run()))
