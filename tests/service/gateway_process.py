@@ -1,4 +1,4 @@
-"""A gateway around the test model as a process of its own: ``python -m tests.service.gateway_process PORT_FILE STORE``."""
+"""A gateway around the test model as a process: ``python -m tests.service.gateway_process PORT_FILE STORE``."""
 
 import asyncio
 import subprocess
