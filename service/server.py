@@ -56,6 +56,8 @@ _RELOAD_EVERY_S = 1.0
 _SECRET_BYTES = 32
 # How long calls that are not steps (a slow reader's stream, a ListModels) get once every step is answered.
 _STOP_GRACE_S = 1.0
+# How long the traces that are held get to be sent.
+_FLUSH_S = 2.0
 
 
 class StartError(Exception):
@@ -170,7 +172,7 @@ class Gateway:
         await self.monitor.close()
         await self._health_server.stop(None)
         if self._tracing is not None:
-            await asyncio.to_thread(self._tracing.close)
+            await asyncio.to_thread(self._tracing.close, _FLUSH_S)
         return finished
 
     async def _set_health(self, status: int) -> None:

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import grpc
@@ -87,10 +88,13 @@ class Tracing:
         span = trace.get_current_span().get_span_context()
         return span if span.is_valid and span.trace_flags.sampled else None
 
-    def close(self) -> None:
-        """Sends what is held, and ends; may take some seconds."""
+    def close(self, limit: float) -> None:
+        """Sends what is held, and ends; where nobody takes it, what is held after ``limit`` seconds is lost."""
         if hasattr(self._provider, "shutdown"):
-            cast("Shutdown", self._provider).shutdown()
+            # The SDK tries for longer, and cannot be told not to.
+            ending = Thread(target=cast("Shutdown", self._provider).shutdown, name="end of traces", daemon=True)
+            ending.start()
+            ending.join(limit)
 
 
 def provider_from_environment() -> TracerProvider:

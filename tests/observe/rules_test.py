@@ -73,7 +73,5 @@ async def test_each_metric_is_documented_and_each_that_is_documented_is_there():
         await running.create("a")
         await running.stub.Step(step_request("a", random_inputs(1), 0))
         now = await scrape(running.gateway.monitor.port)
-    there = {
-        name + {"counter": "_total", "info": "_info"}.get(family.type, "") for name, family in now.families.items()
-    }
+    there = {name + ("_total" if family.type == "counter" else "") for name, family in now.families.items()}
     assert {name for name in there if name.startswith("ntm_")} == documented

@@ -1,6 +1,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 from concurrent import futures
 
 import grpc
@@ -236,3 +237,20 @@ def test_the_global_provider_is_left_alone():
     before = trace.get_tracer_provider()
     provider_from_environment().shutdown()
     assert trace.get_tracer_provider() is before
+
+
+def test_a_collector_that_is_not_there_does_not_hold_up_the_end():
+    class Stuck:
+        def __init__(self):
+            self.let_go = threading.Event()
+
+        def get_tracer(self, name):
+            return trace.NoOpTracer()
+
+        def shutdown(self):
+            self.let_go.wait(60)
+
+    provider = Stuck()
+    Tracing(provider).close(limit=0.01)
+    assert not provider.let_go.is_set()
+    provider.let_go.set()
