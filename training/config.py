@@ -68,8 +68,9 @@ class Recipe:
 
     Attributes:
         batch_size: sequences in an update.
-        training_slots: slots of the memory while training; None for the model's own. No weight depends on them, and in
-            a memory that is barely large enough a network has to learn not to overwrite what it still needs.
+        training_slots: slots of the memory in the search; None for the model's own. No weight depends on them, and in
+            a memory that is barely large enough a network has to learn not to overwrite what it still needs. It
+            settles in the full memory, because more slots take more of the weight of what is looked up by content.
         learning_rate: Adam's, in the search.
         beta_2: Adam's.
         epsilon: Adam's. A large one keeps updates small when gradients are.
@@ -90,7 +91,7 @@ class Recipe:
             the noise off.
         examination_size: further sequences like those of the validation that a solved network has to answer without a
             wrong bit.
-        training_examination_size: and as many like those of the training: more, since they are shorter.
+        training_examination_size: and test sequences of the trained sizes: more, since they are shorter.
         compiled: whether XLA compiles the updates: seconds at the start, and many times faster after.
         curriculum: True: the sizes drawn grow with the success; False: the whole range from the start.
     """
@@ -99,7 +100,7 @@ class Recipe:
     training_slots: int | None = 22
     learning_rate: float = 4e-3
     beta_2: float = 0.99
-    epsilon: float = 1e-4
+    epsilon: float = 1e-3
     clip_norm: float = 10.0
     learned_below: float = 0.03
     search_steps: int = 600
@@ -114,7 +115,7 @@ class Recipe:
     validation_size: int = 192
     faultless_validations: int = 3
     examination_size: int = 1152
-    training_examination_size: int = 8192
+    training_examination_size: int = 6144
     compiled: bool = True
     curriculum: bool = False
 

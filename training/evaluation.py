@@ -10,6 +10,7 @@ from training.models import logits_model
 from training.results import Row
 from training.steps import forward
 from training.tasks import Batch, Task
+from training.tasks.base import FloatArray
 
 # Sequences in one call: more do not run faster, and take more memory.
 _SLICE = 64
@@ -39,6 +40,21 @@ def shortfall(task: Task, batch: Batch, answers: Answers) -> float:
     if optimal_bits is None:
         return float(answers.wrong_bits.mean())
     return max(0.0, float(answers.loss_bits.mean()) - 1.01 * float(optimal_bits(batch).mean()))
+
+
+def trained_sizes(task: Task, generator: np.random.Generator, sequences: int) -> Batch:
+    """About that many fresh test sequences, of the task's test sizes that are no longer than those of the training."""
+    sizes = [s for s in task.sizes() if task.test_batch(generator, 1, s).mask.shape[1] <= task.max_time]
+    batches = [task.test_batch(generator, -(-sequences // len(sizes)), size) for size in sizes]
+    return Batch(
+        *(np.concatenate([_padded(array, task.max_time) for array in arrays]) for arrays in zip(*batches, strict=True))
+    )
+
+
+def _padded(array: FloatArray, steps: int) -> FloatArray:
+    """``[batch, time, ...]`` with zeros at the end of the time."""
+    room = [(0, 0), (0, steps - array.shape[1])] + [(0, 0)] * (array.ndim - 2)
+    return np.pad(array, room)
 
 
 class Evaluator:

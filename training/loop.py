@@ -14,7 +14,7 @@ import numpy as np
 
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import RunConfig
-from training.evaluation import Evaluator, shortfall
+from training.evaluation import Evaluator, shortfall, trained_sizes
 from training.log import RunLog
 from training.models import build_model
 from training.reports import Position, Report, Result
@@ -80,8 +80,9 @@ class _Run:
         with devices.scope() if devices else nullcontext():
             self.noise = keras.Variable(0.0, trainable=False, name="head_parameter_noise")
             spread = devices.spread if devices else None
-            self.trainer = Trainer(self._build(0, small=True), self.recipe, self.noise, spread=spread)
-        self.kept = self._build(0, small=False)
+            self.searcher = Trainer(self._build(0, small=True), self.recipe, self.noise, spread=spread)
+            self.settler = Trainer(self._build(0, small=False), self.recipe, self.noise, spread=spread)
+        self.kept = self._build(0, small=False, noisy=False)
         self.best: list[Any] | None = None
         self.evaluator = Evaluator(self.kept, compiled=self.recipe.compiled)
         self.tester = Evaluator(self.kept, compiled=False)
@@ -112,6 +113,11 @@ class _Run:
             (self.run_dir / "result.json").write_text(json.dumps(result.summary(), indent=2) + "\n")
         return result
 
+    @property
+    def trainer(self) -> Trainer:
+        """A network is searched for in the small memory; once it has learned the task it settles in the full one."""
+        return self.searcher if self.position.learned_at is None else self.settler
+
     def close(self) -> None:
         """Ends the log."""
         if self.log is not None:
@@ -127,6 +133,7 @@ class _Run:
         position.updates += recipe.chunk
         if position.learned_at is None and progress.nats_per_bit < recipe.learned_below and position.difficulty >= 1:
             position.learned_at = position.step
+            self.settler.take(self.searcher)
         self._grow(progress)
         validation = None
         if position.learned_at is not None and (position.step - position.learned_at) % recipe.validate_every == 0:
@@ -140,7 +147,7 @@ class _Run:
         """Goes back to the last checkpoint, whose weights are numbers, and gives this network up."""
         found = load_checkpoint(self.run_dir, self.config, self.trainer.variables)
         if found is None:
-            self.trainer.restart(self._build(0, small=True))
+            self.searcher.restart(self._build(0, small=True))
         self.position = Position(**found) if found else Position(difficulty=self._first_difficulty())
         self.position.spoilt += 1
         self._next_attempt()
@@ -168,7 +175,7 @@ class _Run:
         position.attempt += 1
         position.step, position.learned_at, position.faultless = 0, None, 0
         position.difficulty = self._first_difficulty()
-        self.trainer.restart(self._build(position.attempt, small=True))
+        self.searcher.restart(self._build(position.attempt, small=True))
 
     def _validate(self) -> float:
         """Measures the averaged weights in the full memory; keeps them if they are the best so far."""
@@ -188,12 +195,11 @@ class _Run:
     def _examine(self) -> bool:
         """A last look at many more sequences, for faults too rare to be in the validation."""
         generator = np.random.default_rng([self.config.seed, _EXAMINATION, self.position.updates])
-        draws = {
-            self.task.validation_batch: self.recipe.examination_size,
-            self.task.training_batch: self.recipe.training_examination_size,
-        }
-        for draw, sequences in draws.items():
-            batch = draw(generator, sequences)
+        recipe = self.recipe
+        for batch in (
+            trained_sizes(self.task, generator, recipe.training_examination_size),
+            self.task.validation_batch(generator, recipe.examination_size),
+        ):
             if shortfall(self.task, batch, self.evaluator.answer(batch)):
                 return False
         return True
@@ -230,8 +236,8 @@ class _Run:
             self.task.training_batch(generator, recipe.batch_size, position.difficulty) for _ in range(recipe.chunk)
         ]
 
-    def _build(self, attempt: int, *, small: bool) -> keras.Sequential:
-        """The network of an attempt: with the memory of the training, or the full one."""
+    def _build(self, attempt: int, *, small: bool, noisy: bool = True) -> keras.Sequential:
+        """The network of an attempt: with the memory of the search, or the full one."""
         seed = int(np.random.default_rng([self.config.seed, _WEIGHTS, attempt]).integers(2**31))
         return build_model(
             self.config.model,
@@ -239,14 +245,15 @@ class _Run:
             self.task.output_dim,
             seed=seed,
             slots=self.recipe.training_slots if small else None,
-            noise=self.noise if small else 0.0,
+            noise=self.noise if noisy else 0.0,
         )
 
     def _begin(self) -> Position:
         """Where the run in the directory stands; a new run starts at the beginning."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        found = load_checkpoint(self.run_dir, self.config, self.trainer.variables)
+        found = load_checkpoint(self.run_dir, self.config, self.searcher.variables)
         if found is not None:
+            self.settler.take(self.searcher)
             return Position(**found)
         if self.writes:
             self.config.save(self.run_dir)

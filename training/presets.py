@@ -10,7 +10,7 @@ PRESETS = ("quick", "paper")
 # What the other tasks change of the recipe for copy, which is the default of every field. They find their place in the
 # memory by content, and how much weight leaks to slots that hold nothing depends on how many there are: they train with
 # the full memory. Their heads need no noise to hold their focus over a hundred steps.
-_BY_CONTENT: dict[str, Any] = {"training_slots": None, "epsilon": 1e-3, "settle_noise": 0.0, "attempts": 3}
+_BY_CONTENT: dict[str, Any] = {"training_slots": None, "settle_noise": 0.0, "attempts": 3}
 _TASKS: dict[str, dict[str, Any]] = {
     "copy": {},
     "repeat-copy": {

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from training.evaluation import Answers, shortfall
-from training.tasks import make_task
+from training.evaluation import Answers, shortfall, trained_sizes
+from training.tasks import TASKS, make_task
 
 
 def answers(wrong, loss):
@@ -22,3 +22,14 @@ def test_where_no_bit_can_be_known_it_is_the_loss_beyond_one_percent_more_than_t
     optimal = task.optimal_bits(batch)
     assert shortfall(task, batch, answers([15] * 5, 1.009 * optimal)) == 0.0
     assert shortfall(task, batch, answers([15] * 5, 1.06 * optimal)) == pytest.approx(0.05 * optimal.mean())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_examination_in_the_trained_sizes_holds_each_of_them_in_the_shape_of_the_training(name):
+    task = make_task(name)
+    batch = trained_sizes(task, np.random.default_rng(0), 11)
+    assert batch.inputs.shape[1:] == (task.max_time, task.input_dim)
+    assert len(batch.mask) >= 11
+    asked = set(batch.mask.sum(1))
+    drawn = {size: task.test_batch(np.random.default_rng(0), 1, size).mask for size in task.sizes()}
+    assert asked == {mask.sum() for mask in drawn.values() if mask.shape[1] <= task.max_time}
