@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.sessions.redis import RedisStore
-from tests.service.sessions.benches import PATIENCE
+from tests.service.sessions.benches import PATIENCE, impatient
 from tests.service.sessions.valkey import Valkey
 from tests.service.support import NumpyExecutor, outputs_of, random_inputs, run_whole, running_gateway, step_request
 
@@ -27,13 +27,17 @@ async def gateway_over(stack, url, prefix):
     return await stack.enter_async_context(running_gateway(NumpyExecutor(), store))
 
 
+def info_of(details):
+    """What the service says about an error."""
+    info = error_details_pb2.ErrorInfo()
+    (packed,) = [detail for detail in details if detail.Is(info.DESCRIPTOR)]
+    packed.Unpack(info)
+    return info
+
+
 def reason_of(error):
     """An error's code, its reason and what it says about the session."""
-    (info,) = [
-        any_.Unpack(found) and found
-        for any_ in rpc_status.from_call(error).details
-        if any_.Is((found := error_details_pb2.ErrorInfo()).DESCRIPTOR)
-    ]
+    info = info_of(rpc_status.from_call(error).details)
     return error.code(), info.reason, dict(info.metadata)
 
 
@@ -136,6 +140,65 @@ async def test_what_the_client_is_told_while_the_store_is_down_and_that_it_goes_
         assert again[:2] == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
         server.start()
         reply = await gateway.stub.Step(step_request("a", inputs[2:], 2))
+        np.testing.assert_array_equal(outputs_of(reply), run_whole(inputs)[0][2:])
+
+
+async def stream(gateway, *requests):
+    """One message of steps; the responses by session."""
+    call = gateway.stub.StreamSteps(iter([pb.StreamStepsRequest(requests=requests)]))
+    return {response.session_id: response async for message in call for response in message.responses}
+
+
+async def test_steps_of_streams_go_on_at_whichever_gateway_is_asked(two):
+    """A gateway that goes on from its own commit, from one that it knows nothing of, and again from its own."""
+    names = [f"s{number}" for number in range(8)]
+    inputs = {name: random_inputs(12, seed=number) for number, name in enumerate(names)}
+    for name in names:
+        await two[0].create(name)
+    found = {name: [] for name in names}
+    for number, gateway in enumerate([two[0], two[0], two[1], two[1], two[0], two[0]]):
+        begin, end = 2 * number, 2 * number + 2
+        answers = await stream(gateway, *(step_request(name, inputs[name][begin:end], begin) for name in names))
+        for name in names:
+            assert answers[name].position == end
+            found[name].append(outputs_of(answers[name]))
+    for name in names:
+        np.testing.assert_array_equal(np.concatenate(found[name]), run_whole(inputs[name])[0])
+
+
+async def test_the_same_step_in_a_stream_at_both_is_applied_once_and_answered_twice(two):
+    inputs = random_inputs(5)
+    await two[0].create("a")
+    for gateway in two:  # both have the session at hand
+        await stream(gateway, step_request("a", inputs[:1], 0))
+    for gateway in two:
+        gateway.executor.hold()
+    calls = [asyncio.create_task(stream(gateway, step_request("a", inputs[1:3], 1))) for gateway in two]
+    for gateway in two:
+        await gateway.executor.entered.wait()
+    for gateway in two:
+        gateway.executor.gate.set()
+    for answers in await asyncio.gather(*calls):
+        np.testing.assert_array_equal(outputs_of(answers["a"]), run_whole(inputs)[0][1:3])
+    reply = (await stream(two[1], step_request("a", inputs[3:], 3)))["a"]
+    np.testing.assert_array_equal(outputs_of(reply), run_whole(inputs)[0][3:])
+
+
+async def test_a_step_of_a_stream_whose_commit_gets_no_answer_is_told_so_and_sent_again(tmp_path):
+    server = Valkey(tmp_path / "valkey", appendonly="yes", appendfsync="always").start()
+    inputs = random_inputs(4)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(server.stop)
+        gateway = await gateway_over(stack, server.url, "ntm:")
+        await gateway.create("a")
+        await stream(gateway, step_request("a", inputs[:2], 0))
+        server.freeze()
+        with impatient(gateway.gateway.engine._store, 0.2):
+            failed = (await stream(gateway, step_request("a", inputs[2:], 2)))["a"]
+        assert info_of(failed.status.details).reason == "COMMIT_UNKNOWN"
+        server.resume()
+        reply = (await stream(gateway, step_request("a", inputs[2:], 2)))["a"]
+        assert reply.position == 4
         np.testing.assert_array_equal(outputs_of(reply), run_whole(inputs)[0][2:])
 
 
