@@ -4,11 +4,13 @@ import subprocess
 
 import pytest
 
+from service.auth import TokenFile
 from tests.observe.prometheus import ALERTS, DEPLOY, needs_prometheus
 from tests.observe.scrape import scrape
 from tests.service.support import random_inputs, running_gateway, step_request
 
 ALERT_NAMES = re.findall(r"^ *- alert: (\w+)$", ALERTS.read_text(), re.MULTILINE)
+MANUAL = (DEPLOY.parent / "docs" / "operations.md").read_text()
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "gateway.json").read_text())
 
 
@@ -59,15 +61,13 @@ def test_the_dashboard_is_one_that_grafana_takes():
 
 
 def test_the_runbook_has_a_section_for_each_alert_and_none_besides():
-    text = (DEPLOY.parent / "docs" / "operations.md").read_text()
-    assert sorted(re.findall(r"^### (Ntm\w+)$", text, re.MULTILINE)) == sorted(ALERT_NAMES)
+    assert sorted(re.findall(r"^### (Ntm\w+)$", MANUAL, re.MULTILINE)) == sorted(ALERT_NAMES)
     anchors = re.findall(r"runbook_url: \S+/docs/operations\.md#(\w+)$", ALERTS.read_text(), re.MULTILINE)
     assert anchors == [name.lower() for name in ALERT_NAMES]
 
 
 async def test_each_metric_is_documented_and_each_that_is_documented_is_there():
-    text = (DEPLOY.parent / "docs" / "operations.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| `ntm_")]
+    rows = [line for line in MANUAL.splitlines() if line.startswith("| `ntm_")]
     documented = {name for row in rows for name in re.findall(r"`(ntm_\w+)`", row.split("|")[1])}
     async with running_gateway(metrics_listen="127.0.0.1:0") as running:
         await running.create("a")
@@ -75,3 +75,12 @@ async def test_each_metric_is_documented_and_each_that_is_documented_is_there():
         now = await scrape(running.gateway.monitor.port)
     there = {name + ("_total" if family.type == "counter" else "") for name, family in now.families.items()}
     assert {name for name in there if name.startswith("ntm_")} == documented
+
+
+def test_the_token_file_of_the_manual_is_one(tmp_path):
+    (shown,) = re.findall(r"^```toml\n(.*?)^```$", MANUAL, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "tokens.toml"
+    path.write_text(shown)
+    principal = TokenFile(path).caller("Bearer test", None)()
+    assert (principal.name, principal.models) == ("alice", {"copy"})
+    assert (principal.max_sessions, principal.max_queued_steps) == (100, 256)
