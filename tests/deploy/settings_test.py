@@ -7,7 +7,7 @@ import pytest
 import yaml
 from google.protobuf import text_format
 
-from service.config import Settings
+from service.config import Settings, read_settings
 from service.model_server.config import Settings as ModelServerSettings
 from tests.deploy import images, rendered
 from tests.deploy.rendered import KUBERNETES, REPOSITORY
@@ -106,3 +106,24 @@ def test_the_store_s_users_are_the_documented_ones():
     default, gateway = (REPOSITORY / "deploy" / "valkey" / "users.acl").read_text().splitlines()
     assert default == "user default off resetkeys resetchannels -@all"
     assert gateway == f"user gateway on #SHA256_OF_PASSWORD {documented_users()[0]}"
+
+
+def gateways():
+    return [param for param in everything() if program(param.values[0], param.values[1]) == "ntm-serve"]
+
+
+@pytest.mark.parametrize(("image", "command", "arguments", "variables", "ports"), gateways())
+def test_a_gateway_takes_its_settings_together(image, command, arguments, variables, ports, tmp_path, monkeypatch):
+    """Above all: it does not refuse to listen where it is told to."""
+    for name, value in {"NTM_STORE": "redis://valkey:6379/0", **variables}.items():
+        if value is not None:
+            if value.startswith(("/etc/", "/run/")):  # a file that a Secret becomes
+                (tmp_path / name).write_bytes(bytes(32))
+                value = str(tmp_path / name)
+            monkeypatch.setenv(name, value)
+    settings = read_settings(arguments)
+    assert settings.listen == "0.0.0.0:50051"
+    assert settings.model == ["copy"]
+    assert settings.tf_serving.startswith("dns:///")
+    assert settings.metrics_listen == "0.0.0.0:9464"
+    assert settings.insecure is (variables.get("NTM_INSECURE") == "true")
