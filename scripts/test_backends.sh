@@ -9,8 +9,8 @@ venv=.venv-backends
 if [ ! -f "$venv/.ready" ]; then
   echo "making the environment with JAX and PyTorch in $venv (some minutes)"
   "${PYTHON:-python3}" -m venv "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 jax==0.10.2 keras==3.15.1 \
-    tensorflow==2.21.0 numpy h5py matplotlib hypothesis pytest pytest-asyncio pytest-timeout
+  PIP_CONSTRAINT=constraints.txt "$venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 jax==0.10.2 \
+    keras tensorflow numpy h5py matplotlib hypothesis pytest pytest-asyncio pytest-timeout
   touch "$venv/.ready"
 fi
 
@@ -19,9 +19,10 @@ trap 'rm -rf "$(dirname "$reference")"' EXIT
 for backend in ${BACKENDS:-tensorflow jax torch}; do
   echo "== $backend"
   # JAX computes in float64, as the comparison with the oracle needs, only when told so. PyTorch waits busily on every
-  # core it is given, which on a shared machine makes it hundreds of times slower.
+  # core it is given, which on a shared machine makes it hundreds of times slower. Loading what was exported needs the
+  # export, which this environment lacks: `make test` does it.
   KERAS_BACKEND="$backend" NTM_REFERENCE="$reference" JAX_ENABLE_X64=1 OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
-    "$venv/bin/python" -m pytest tests/ntm "$@"
+    "$venv/bin/python" -m pytest tests/ntm --ignore=tests/ntm/loading_test.py "$@"
 done
 # The trainer and the export, from the environment of the tests: the other backends in processes of their own.
 if [ -x .venv/bin/python ]; then
