@@ -20,6 +20,7 @@ def plot_trace(trace, index=0, *, head=0):
         ValueError: there is no such sequence or head.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     _check("index", index, len(trace.inputs))
     _check("head", head, min(trace.read.weightings.shape[2], trace.write.weightings.shape[2]))
@@ -39,6 +40,7 @@ def plot_trace(trace, index=0, *, head=0):
             axes.set_title(title)
             figure.colorbar(image, ax=axes, pad=0.01)
     for axes in figure.axes[:6]:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("slot" if "weightings" in axes.get_title() else "channel")
     for axes in figure.axes[4:6]:
         axes.set_xlabel("time step")
