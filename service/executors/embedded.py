@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,8 @@ _RUN_ROWS = 64
 # A batch of less than that, in rows x time steps, is not worth a second thread.
 _SPLIT_CELLS = 1024
 _LEAST_ROWS = 16
+# How long closing waits for a step that is under way; it cannot be interrupted.
+_PATIENCE_S = 5.0
 
 _AVAILABLE = VersionStatus(VersionState.AVAILABLE)
 _DRAINING = VersionStatus(VersionState.DRAINING, "its directory is gone; the sessions that it has go on")
@@ -69,9 +72,7 @@ class EmbeddedExecutor:
         self._versions: dict[VersionKey, ModelVersion] = {}
         self._statuses: dict[VersionKey, VersionStatus] = {}
         self._stamps: dict[VersionKey, Found] = {}
-        self._runners = ThreadPoolExecutor(
-            self._threads, thread_name_prefix="runner", initializer=_name_thread, initargs=("runner",)
-        )
+        self._runners: dict[VersionKey, ThreadPoolExecutor] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
@@ -121,6 +122,8 @@ class EmbeddedExecutor:
             return
         self._versions = {other: version for other, version in self._versions.items() if other != key}
         del self._models[key], self._stamps[key], self._statuses[key]
+        if (runners := self._runners.pop(key, None)) is not None:
+            runners.shutdown(wait=False)
         if self._compiler is not None:
             self._compiler.forget(key)
         _log.info("unloaded", extra={"version": str(key)})
@@ -151,9 +154,10 @@ class EmbeddedExecutor:
         steps = int(batch.lengths.max(initial=0))
         pieces = split_rows(len(batch.lengths), steps, self._threads, compiled=self._compiler is not None)
         loop = asyncio.get_running_loop()
+        runners = self._runners_of(key)
         if len(pieces) == 1:
-            return await loop.run_in_executor(self._runners, self._run, model, batch)
-        runs = [loop.run_in_executor(self._runners, self._run, model, _cut(batch, piece)) for piece in pieces]
+            return await loop.run_in_executor(runners, self._run, model, batch)
+        runs = [loop.run_in_executor(runners, self._run, model, _cut(batch, piece)) for piece in pieces]
         results = await asyncio.gather(*runs)
         return StepBatchResult(
             np.concatenate([result.outputs for result in results]), np.concatenate([result.state for result in results])
@@ -166,18 +170,30 @@ class EmbeddedExecutor:
         return await asyncio.to_thread(self._compiler.wait_idle, limit)
 
     async def close(self) -> None:
-        """Waits for what runs, stops compiling, and lets go of the models."""
+        """Waits a while for what runs, stops compiling, and lets go of the models."""
         self._closed = True
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await asyncio.to_thread(self._runners.shutdown)
+        waiting = [threading.Thread(target=runners.shutdown, daemon=True) for runners in self._runners.values()]
+        for thread in waiting:
+            thread.start()
+        for thread in waiting:
+            await asyncio.to_thread(thread.join, _PATIENCE_S)
         # A load cannot be interrupted; nothing waits for one that nobody needs any more.
         self._loader.shutdown(wait=False, cancel_futures=True)
         if self._compiler is not None:
             await asyncio.to_thread(self._compiler.close)
         self._models.clear()
         self._versions = {}
+
+    def _runners_of(self, key: VersionKey) -> ThreadPoolExecutor:
+        """A version's own threads: a model that is slow, or hangs, takes none from another."""
+        if key not in self._runners:
+            self._runners[key] = ThreadPoolExecutor(
+                self._threads, thread_name_prefix="runner", initializer=_name_thread, initargs=("runner",)
+            )
+        return self._runners[key]
 
     def _run(self, model: SavedModel, batch: StepBatch) -> StepBatchResult:
         if self._compiler is not None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.errors import ModelLoadError, ModelVersionUnavailable
+from service.executors import embedded
 from service.executors.embedded import EmbeddedExecutor
 from service.types import VersionKey, VersionState
 from tests.service.executors.sequence_models import WIDTH, assert_close, expected, export_sums, random_batch
@@ -185,3 +187,21 @@ async def test_a_session_stays_on_its_version_through_a_roll_and_a_roll_back(mod
         await running.stub.DeleteSession(pb.DeleteSessionRequest(session_id="new"))
         await engine.mind_versions()
         assert await listed(running) == {1: ("AVAILABLE", 2)}
+
+
+async def test_a_model_that_hangs_stalls_no_other_and_not_the_end(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_sums(models, "slow")
+    monkeypatch.setattr(embedded, "_PATIENCE_S", 0.1)
+    executor = executor_on(models)
+    await executor.start()
+    hangs = threading.Event()
+    slow = VersionKey("slow", 1)
+    monkeypatch.setattr(executor._models[slow], "run", lambda batch: hangs.wait(60) and None)
+    stuck = [asyncio.create_task(executor.step(slow, random_batch(1, 1))) for _ in range(4)]
+    batch = random_batch(3, 4)
+    assert_close(await executor.step(ONE, batch), expected(batch))
+    await executor.close()
+    hangs.set()
+    await asyncio.gather(*stuck, return_exceptions=True)
