@@ -287,7 +287,9 @@ def run_tests(root: Path, tests: list[str]) -> int:
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": str(root / ".hypothesis"),
     }
-    options = ["-q", "-x", "-p", "no:cacheprovider", "--hypothesis-profile", "no-shrinking", "--timeout", "240"]
+    # Native: pytest's own tracebacks parse the sources, for which a mutant's failure may leave too little of the stack.
+    options = ["-q", "-x", "--tb", "native", "-p", "no:cacheprovider", "--timeout", "600"]
+    options += ["--hypothesis-profile", "no-shrinking"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):
