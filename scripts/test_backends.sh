@@ -6,11 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 venv=.venv-backends
-if [ ! -f "$venv/.ready" ]; then
+if [ ! -f "$venv/.ready" ] || [ ! -d "$venv"/lib/python*/site-packages/tensorboard ]; then
   echo "making the environment with JAX and PyTorch in $venv (some minutes)"
   "${PYTHON:-python3}" -m venv "$venv"
   PIP_CONSTRAINT=constraints.txt "$venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 jax==0.10.2 \
-    keras tensorflow numpy h5py matplotlib hypothesis pytest pytest-asyncio pytest-timeout
+    keras tensorflow tensorboard numpy h5py matplotlib hypothesis pytest pytest-asyncio pytest-timeout
   touch "$venv/.ready"
 fi
 
@@ -24,6 +24,10 @@ for backend in ${BACKENDS:-tensorflow jax torch}; do
   KERAS_BACKEND="$backend" NTM_REFERENCE="$reference" JAX_ENABLE_X64=1 OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
     "$venv/bin/python" -m pytest tests/ntm --ignore=tests/ntm/loading_test.py "$@"
 done
+# The training loop: phases, resuming after kill -9 to the same bits, and losses that are no number.
+if [[ " ${BACKENDS:-jax} " == *" jax "* ]]; then
+  KERAS_BACKEND=jax OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 "$venv/bin/python" -m pytest tests/training/loop_test.py
+fi
 # The trainer and the export, from the environment of the tests: the other backends in processes of their own.
 if [ -x .venv/bin/python ]; then
   .venv/bin/python -m pytest tests/training/steps tests/training/export_test.py -k "backend or devices"

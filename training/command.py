@@ -44,7 +44,8 @@ def run_training(
 
     Returns:
         The exit status: 0; 1 if the task was not solved (the best network is exported all the same, unless
-        ``only_solved``); 2 if the directory holds another run, or what was trained cannot be exported.
+        ``only_solved``); 2 if the directory holds another run, or what was trained cannot be exported; 130 if it was
+        interrupted.
     """
     console = Console(highlight=False, soft_wrap=True)
     backend = keras.backend.backend()
@@ -62,6 +63,9 @@ def run_training(
         except ConfigError as error:
             console.print(f"train.py: {error}")
             return 2
+        except KeyboardInterrupt:
+            console.print("interrupted; the same command goes on from the last look")
+            return 130
     _tell(console, config, result, run_dir)
     if not result.solved and only_solved:
         target = None
