@@ -1,5 +1,6 @@
 """Sessions in this process's memory: the default. They are lost with the process."""
 
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -33,6 +34,7 @@ class MemoryStore:
         self._max_sessions = max_sessions
         self._clock = clock
         self._sessions: dict[SessionKey, Session] = {}
+        self._ids: dict[str, list[str]] = {}  # of each principal, sorted: a list of some must not look at all
 
     async def create(self, info: SessionInfo, *, state: FloatArray | None = None, position: int = 0) -> Session:
         """See ``SessionStore.create``."""
@@ -59,6 +61,7 @@ class MemoryStore:
             expires=now + info.ttl,
         )
         self._sessions[info.key] = session
+        insort(self._ids.setdefault(info.key.principal, []), info.key.session_id)
         return session
 
     async def load(self, key: SessionKey, *, fresh: bool = False) -> Session:
@@ -117,17 +120,21 @@ class MemoryStore:
 
     async def delete(self, key: SessionKey) -> None:
         """See ``SessionStore.delete``."""
-        self._sessions.pop(key, None)
+        if key in self._sessions:
+            self._remove(key)
 
     async def list_sessions(self, principal: str, *, after: str = "", limit: int) -> Sequence[SessionSummary]:
         """See ``SessionStore.list_sessions``."""
         now = self._clock()
-        found = sorted(
-            (key.session_id, session)
-            for key, session in self._sessions.items()
-            if key.principal == principal and key.session_id > after and session.expires > now
-        )
-        return [SessionSummary(s.info, s.position, s.last_used, s.expires) for _, s in found[:limit]]
+        ids = self._ids.get(principal, [])
+        found: list[SessionSummary] = []
+        for at in range(bisect_right(ids, after), len(ids)):
+            if len(found) == limit:
+                break
+            s = self._sessions[SessionKey(principal, ids[at])]
+            if s.expires > now:
+                found.append(SessionSummary(s.info, s.position, s.last_used, s.expires))
+        return found
 
     async def counts(self) -> dict[VersionKey, int]:
         """See ``SessionStore.counts``."""
@@ -140,18 +147,31 @@ class MemoryStore:
         expired = [key for key, session in self._sessions.items() if session.expires <= now]
         for key in expired:
             del self._sessions[key]
+        for principal in {key.principal for key in expired}:
+            left = [name for name in self._ids[principal] if SessionKey(principal, name) in self._sessions]
+            self._ids[principal] = left
+            if not left:
+                del self._ids[principal]
         return expired
 
     async def close(self) -> None:
         """See ``SessionStore.close``."""
         self._sessions.clear()
+        self._ids.clear()
 
     def _live(self, key: SessionKey, now: float) -> Session | None:
         session = self._sessions.get(key)
         if session is None or session.expires > now:
             return session
-        del self._sessions[key]
+        self._remove(key)
         return None
+
+    def _remove(self, key: SessionKey) -> None:
+        del self._sessions[key]
+        ids = self._ids[key.principal]
+        del ids[bisect_left(ids, key.session_id)]
+        if not ids:
+            del self._ids[key.principal]
 
     def _require(self, key: SessionKey) -> Session:
         session = self._live(key, self._clock())

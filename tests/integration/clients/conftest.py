@@ -8,6 +8,7 @@ import trustme
 
 from service.executors.embedded import EmbeddedExecutor
 from service.executors.tf_serving import TfServingExecutor
+from service.sessions.memory import MemoryStore
 from tests.integration.clients import sums
 from tests.service.client.gateways import AsyncFace, BlockingFace, GatewayThread, LoopThread
 from tests.service.model_server.processes import running_model_server
@@ -68,7 +69,7 @@ def secured(folder):
 def gateway(running, threads):
     """The gateway; its sessions end with the test."""
     yield running[0]
-    threads.call(running[0].store._sessions.clear)
+    threads.run(MemoryStore.close(running[0].store))
 
 
 @pytest.fixture(params=[BlockingFace, AsyncFace], ids=["blocking", "asyncio"])

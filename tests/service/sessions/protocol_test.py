@@ -43,6 +43,9 @@ class MemoryBackend:
 
     def restore(self, snapshot):
         self.store._sessions = dict(snapshot)
+        self.store._ids = {}
+        for key in sorted(snapshot):
+            self.store._ids.setdefault(key.principal, []).append(key.session_id)
 
     async def close(self):
         await self.store.close()
