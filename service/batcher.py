@@ -54,7 +54,7 @@ class BatchPolicy:
     max_batch_size: int
     max_steps_per_turn: int
     executor_timeout: float
-    shared_steps: int = 4
+    shared_steps: int = 2
     shared_seconds: float = 0.0
 
 
