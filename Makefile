@@ -45,6 +45,8 @@ test-mutants: $(READY) ## break each rule of exactly-once on purpose: a test has
 
 bench: $(READY) ## what the gateway costs, beside what it is made of (some ten minutes, on a quiet machine)
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/report.py
 
 lint: $(READY) ## ruff, mypy, import-linter, and the generated code against its protos
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Writes the README's section "Performance" out of ``results/serving.json``: ``python benchmarks/report.py``.
 
-``--check`` changes nothing, and fails where the section is not what the results say.
+``--check`` changes nothing, and fails where the section is not what the results say. Without results it is empty.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def section(results):
         "|---|---|---|",
         *(f"| {ratio['name']} | {ratio['value']:.2f} | {ratio['aim']} |" for ratio in results["ratios"]),
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def _median(results, name):
@@ -72,7 +72,7 @@ def with_section(readme, text):
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"expected {BEGIN!r} and {END!r} in the README")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    return f"{before}{BEGIN}\n{text}{END}{after}"
 
 
 def main(argv=None):
@@ -80,7 +80,7 @@ def main(argv=None):
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(argv)
     readme = README.read_text()
-    wanted = with_section(readme, section(json.loads(RESULTS.read_text())))
+    wanted = with_section(readme, section(json.loads(RESULTS.read_text())) if RESULTS.exists() else "")
     if options.check:
         if readme != wanted:
             print("the README's section on performance is not what benchmarks/results/serving.json says: make bench")

@@ -69,11 +69,12 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
         raise InvalidTensor(
             f"inputs.dtype is {_dtype_name(tensor.dtype)}; expected DATA_TYPE_FLOAT32", field="inputs.dtype"
         )
-    if len(tensor.shape) != 2:
+    sizes = tensor.shape
+    if len(sizes) != 2:
         raise InvalidTensor(
-            f"inputs.shape has {len(tensor.shape)} dimensions; expected [time, input_dim]", field="inputs.shape"
+            f"inputs.shape has {len(sizes)} dimensions; expected [time, input_dim]", field="inputs.shape"
         )
-    shape = tuple(tensor.shape)
+    shape = tuple(sizes)
     if shape[1] < 1:
         raise InvalidTensor(f"inputs.shape is {list(shape)}; expected [time, input_dim]", field="inputs.shape")
     if shape[0] < 1:

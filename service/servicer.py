@@ -162,9 +162,10 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         return codec.render_reply(request, await self._engine.step(call, principal.max_queued_steps))
 
     def _parse(self, request: pb.StepRequest, owner: str, remaining: float | None = None) -> StepCall:
-        timeout = codec.parse_timeout(request)
-        limits = [limit for limit in (timeout, remaining) if limit is not None]
-        deadline = asyncio.get_running_loop().time() + min(limits, default=self._limits.step_timeout)
+        limit = codec.parse_timeout(request)
+        if remaining is not None:
+            limit = remaining if limit is None else min(limit, remaining)
+        deadline = asyncio.get_running_loop().time() + (self._limits.step_timeout if limit is None else limit)
         return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes, current_connection() or owner)
 
     def _begin(self, request: pb.StepRequest, arrived: Arrived) -> ExpressStep | None:

@@ -60,7 +60,7 @@ class StepStream:
         self._under_way: dict[Handle, pb.StepRequest] = {}
         self._by_id: dict[str, Handle] = {}
         self._in_tasks: Counter[str] = Counter()  # sessions with steps that have tasks
-        self._done: deque[pb.StepResponse] = deque()
+        self._done: deque[tuple[pb.StepResponse, int]] = deque()  # with the bytes of their outputs
         self._done_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -157,8 +157,9 @@ class StepStream:
         return request
 
     def _answered(self, response: pb.StepResponse) -> None:
-        self._done.append(response)
-        self._done_bytes += len(response.outputs.content)
+        size = len(response.outputs.content)
+        self._done.append((response, size))
+        self._done_bytes += size
         self._wake.set()
         if self._done_bytes >= _UNTAKEN_BYTES or len(self._under_way) + len(self._done) >= self._max_steps:
             self._room.clear()
@@ -167,9 +168,10 @@ class StepStream:
         """All the responses that are ready, or as many as make a message."""
         responses: list[pb.StepResponse] = []
         size = 0
-        while self._done and (not responses or size + len(self._done[0].outputs.content) <= _MESSAGE_BYTES):
-            size += len(self._done[0].outputs.content)
-            responses.append(self._done.popleft())
+        while self._done and (not responses or size + self._done[0][1] <= _MESSAGE_BYTES):
+            response, its_size = self._done.popleft()
+            size += its_size
+            responses.append(response)
         self._done_bytes -= size
         if self._done_bytes < _UNTAKEN_BYTES and len(self._under_way) + len(self._done) < self._max_steps:
             self._room.set()

@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -76,6 +76,7 @@ class EmbeddedExecutor:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
+        self._runs = 0  # under way, or waiting for a thread
 
     @property
     def max_in_flight(self) -> int:
@@ -152,9 +153,19 @@ class EmbeddedExecutor:
         if model is None:
             raise ModelVersionUnavailable(f"model version {key} is not loaded", model=key.model, version=key.version)
         steps = int(batch.lengths.max(initial=0))
-        pieces = split_rows(len(batch.lengths), steps, self._threads, compiled=self._compiler is not None)
+        # Cut up only over the threads that are free: a batch in one piece costs less.
+        free = max(1, self._threads - self._runs)
+        pieces = split_rows(len(batch.lengths), steps, free, compiled=self._compiler is not None)
+        self._runs += len(pieces)
+        try:
+            return await self._run_pieces(self._runners_of(key), model, batch, pieces)
+        finally:
+            self._runs -= len(pieces)
+
+    async def _run_pieces(
+        self, runners: ThreadPoolExecutor, model: SavedModel, batch: StepBatch, pieces: Sequence[slice]
+    ) -> StepBatchResult:
         loop = asyncio.get_running_loop()
-        runners = self._runners_of(key)
         if len(pieces) == 1:
             return await loop.run_in_executor(runners, self._run, model, batch)
         runs = [loop.run_in_executor(runners, self._run, model, _cut(batch, piece)) for piece in pieces]
