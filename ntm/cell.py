@@ -180,7 +180,8 @@ class NTMCell(keras.layers.Layer):
         weightings = ops.softmax(ops.cast(logits, dtype), axis=-1)
         reads = memory.read(first_memory[None], weightings[None, : self.read_heads])
         first = [first_memory, reads, weightings[: self.read_heads], weightings[self.read_heads :]]
-        rows = [ops.repeat(ops.reshape(value, (1, -1)), batch_size, axis=0) for value in first]
+        # Copied, since PyTorch repeats a single row as a view: a stateful layer's variables could not be assigned.
+        rows = [ops.copy(ops.repeat(ops.reshape(value, (1, -1)), batch_size, axis=0)) for value in first]
         return rows + [ops.cast(state, dtype) for state in self.controller.initial_state(batch_size)]
 
     def call(self, inputs, states, training=False, noise=None):
