@@ -113,7 +113,7 @@ class Recipe:
     chunk: int = 50
     validate_every: int = 100
     validation_size: int = 192
-    faultless_validations: int = 3
+    faultless_validations: int = 2
     examination_size: int = 1152
     training_examination_size: int = 6144
     compiled: bool = True
