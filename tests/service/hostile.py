@@ -334,9 +334,9 @@ def attack(process, port, messages, codes):
 
 
 def settled_bytes(process):
-    """Resident memory once it falls no more: the gateway gives back what was freed every second."""
+    """Resident memory once it falls no more: the gateway gives back what was freed every 3 s."""
     least, falling = resident_bytes(process.pid), time.monotonic()
-    while time.monotonic() < falling + 3:
+    while time.monotonic() < falling + 7:
         time.sleep(0.2)
         if (now := resident_bytes(process.pid)) < 0.99 * least:
             least, falling = now, time.monotonic()
