@@ -160,6 +160,10 @@ async def test_a_commit_that_gets_no_answer_is_unknown_and_not_lost(proxied):
     commit = commit_on(session, inputs="second")
     with impatient(store, 0.2), pytest.raises(CommitUnknown, match=r"within 0\.2 s"):
         await store.commit(KEY, commit)
+    direct = RedisStore(f"redis://127.0.0.1:{proxy.target}/0", max_sessions=100, **PATIENCE)
+    while (await direct.load(KEY, fresh=True)).position != 2:
+        pass  # the server has yet to get to it
+    await direct.close()
     proxy.replies.set()
     outcome = await store.commit(KEY, commit)
     assert isinstance(outcome, Refused)
