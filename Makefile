@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# oneDNN's operations corrupt TensorFlow 2.21's heap now and then (docs/design.md, "oneDNN is off").
+export TF_ENABLE_ONEDNN_OPTS ?= 0
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test images lint format protos bench test-backends test-chaos test-mutants constraints clean

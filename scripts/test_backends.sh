@@ -21,7 +21,7 @@ for backend in ${BACKENDS:-tensorflow jax torch}; do
   # JAX computes in float64, as the comparison with the oracle needs, only when told so. PyTorch waits busily on every
   # core it is given, which on a shared machine makes it hundreds of times slower. Loading what was exported needs the
   # export, which this environment lacks: `make test` does it.
-  KERAS_BACKEND="$backend" NTM_REFERENCE="$reference" JAX_ENABLE_X64=1 OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
+  KERAS_BACKEND="$backend" NTM_REFERENCE="$reference" JAX_ENABLE_X64=1 TF_ENABLE_ONEDNN_OPTS=0 OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
     "$venv/bin/python" -m pytest tests/ntm --ignore=tests/ntm/loading_test.py "$@"
 done
 # The training loop: phases, resuming after kill -9 to the same bits, and losses that are no number.

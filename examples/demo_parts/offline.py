@@ -41,6 +41,7 @@ def run_whole(model_path: Path, sequences: list[Array], log: Path) -> tuple[list
     longest = max(map(len, sequences))
     batch = np.stack([np.pad(x, ((0, longest - len(x)), (0, 0))) for x in sequences])
     with _native_errors_to(log):
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as the gateway has it (docs/design.md, "oneDNN is off")
         import tensorflow as tf  # seconds and hundreds of MB, for this one comparison
 
         run = tf.saved_model.load(str(model_path)).signatures["serving_default"]

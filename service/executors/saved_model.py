@@ -23,6 +23,8 @@ def import_tensorflow() -> ModuleType:
     for a CPU second as spreading the small matrices of one step over the cores (docs/design.md).
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # With oneDNN's operations TensorFlow 2.21 corrupts its heap now and then (docs/design.md, "oneDNN is off").
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")
