@@ -1,0 +1,395 @@
+"""One model version's queues, and the workers that make batches of what waits in them.
+
+A worker drops what was cancelled or has expired, takes up to ``max_batch_size`` slices of at most
+``max_steps_per_turn`` time steps, pads them to a bucket, calls the executor once and splits the result once. A chunk
+that has time steps left goes to the end of its queue with the state that it has reached.
+
+Chunks that one turn can finish and longer ones wait in queues of their own. The short ones go first; the long ones get
+short turns in their batches, and also in batches of their own as long as short ones keep coming, so that a one-step
+request never waits for a 500-step one, nor for a hundred of them; a quarter of each batch is kept for the long ones, so
+that no flood of short ones stops them. In either queue callers take turns: nobody waits for another's whole flood.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
+from service.executors import Executor
+from service.fair_queue import FairQueue
+from service.observing import BatchRun, Observer
+from service.types import BoolArray, FloatArray, ModelVersion, StepBatch, StepBatchResult
+
+_log = logging.getLogger(__name__)
+
+# Of each batch, what is kept for chunks of several turns while shorter ones wait.
+_LONG_SHARE = 0.25
+_NOTHING: FloatArray = np.empty((0, 0), np.float32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchPolicy:
+    """How batches are formed.
+
+    Attributes:
+        max_batch_size: The most rows of a batch.
+        max_steps_per_turn: The most time steps of a chunk that run in one batch.
+        executor_timeout: Seconds that one executor call may take.
+        shared_steps: The most that a longer chunk runs in a batch that it shares with chunks that one turn finishes,
+            unless one of these takes more.
+        shared_seconds: For so long after the last of these, longer ones run no more than that alone either: the next
+            will come while a batch runs, and has to wait for it.
+    """
+
+    max_batch_size: int
+    max_steps_per_turn: int
+    executor_timeout: float
+    shared_steps: int = 2
+    shared_seconds: float = 0.0
+
+
+class Outcome(Protocol):
+    """Where the outcome of a chunk goes: an ``asyncio.Future``, or what behaves like one."""
+
+    def done(self) -> bool:
+        """Whether it has one already, or nobody waits for it any more."""
+        ...
+
+    def set_result(self, result: tuple[FloatArray, FloatArray], /) -> None:
+        """The chunk's outputs, and the state after them. Must not raise."""
+        ...
+
+    def set_exception(self, error: BaseException, /) -> None:
+        """Why it could not be run. Must not raise."""
+        ...
+
+
+class Chunk:
+    """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``.
+
+    ``turn`` is how many run in the batch that it is in, ``waits`` whether it is in none, ``since`` when it last went
+    into the queue, ``origin`` what it came from.
+    """
+
+    __slots__ = (
+        "_lane",
+        "caller",
+        "deadline",
+        "future",
+        "inputs",
+        "origin",
+        "outputs",
+        "since",
+        "state",
+        "taken",
+        "turn",
+        "waits",
+    )
+
+    def __init__(
+        self,
+        lane: "Lane",
+        inputs: FloatArray,
+        state: FloatArray | None,
+        deadline: float,
+        future: Outcome,
+        caller: str = "",
+    ) -> None:
+        self._lane = lane
+        self.caller = caller
+        self.inputs = inputs
+        self.state = state
+        self.deadline = deadline
+        self.future = future
+        self.taken = 0
+        self.turn = 0
+        self.waits = False
+        self.since = 0.0
+        self.origin: object = None
+        self.outputs: list[FloatArray] = []
+
+    @property
+    def left(self) -> int:
+        """Time steps that are still to run."""
+        return len(self.inputs) - self.taken
+
+    def leave(self) -> None:
+        """Its caller gave it up; ``future`` says that it is done."""
+        self._lane.left(self)
+
+    def drop(self) -> None:
+        """Lets go of what it holds."""
+        self.inputs, self.state = _NOTHING, None
+        self.outputs.clear()
+
+    def fail(self, error: Exception) -> None:
+        """Tells its caller why it could not be run."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Ran(NamedTuple):
+    """A batch that was run: its items, and what came of it, one of the two."""
+
+    items: Sequence[Chunk]
+    result: StepBatchResult | None
+    error: ServiceError | None
+
+
+class Lane:
+    """One model version's queues, and the workers that empty them."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        version: ModelVersion,
+        policy: BatchPolicy,
+        clock: Callable[[], float],
+        observer: Observer,
+        timer: Callable[[], float],
+    ) -> None:
+        self._executor = executor
+        self._version = version
+        self._policy = policy
+        self._max_rows = min(policy.max_batch_size, executor.max_rows or policy.max_batch_size)
+        self._clock = clock
+        self._observer = observer
+        self._timer = timer
+        self._short: FairQueue[Chunk] = FairQueue()  # one turn finishes them
+        self._long: FairQueue[Chunk] = FairQueue()
+        self._short_until = -math.inf  # as long as short ones are to be reckoned with
+        self._owed = 0.0  # rows that are kept for long ones
+        self._gone = 0  # at most so many of those that wait were cancelled
+        self._filled = asyncio.Event()
+        self._workers = [
+            asyncio.create_task(self._work(), name=f"batcher {version.key} #{number}")
+            for number in range(executor.max_in_flight)
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model that it runs."""
+        return self._version.fingerprint
+
+    @property
+    def queued(self) -> int:
+        """Chunks that wait; those that were cancelled may be among them."""
+        return len(self._short) + len(self._long)
+
+    def put(self, item: Chunk) -> None:
+        """Has a chunk wait for its turn, the first one or the next."""
+        # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
+        item.since = self._timer()
+        short = not item.taken and item.left <= self._policy.max_steps_per_turn
+        if short:
+            self._short_until = self._clock() + self._policy.shared_seconds
+        (self._short if short else self._long).append(item)
+        item.waits = True
+        self._filled.set()
+
+    def left(self, item: Chunk) -> None:
+        """Its caller gave it up: what it holds is let go at once, its place in the queue soon."""
+        if not item.waits:  # a batch reads it, and runs without it from then on
+            return
+        item.drop()
+        self._gone += 1
+        if 2 * self._gone > self.queued:
+            for queue in (self._short, self._long):
+                queue.keep(lambda waiting: not waiting.future.done())
+            self._gone = 0
+
+    async def close(self) -> None:
+        """Ends the workers, and fails what waits."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        for item in (*self._short, *self._long):
+            item.fail(ExecutorUnavailable("the model went away before the step could run"))
+
+    async def _work(self) -> None:
+        """Forms a batch and runs it, over and over; hands out the results of one while the next one runs."""
+        ran: _Ran | None = None
+        try:
+            while True:
+                items = self._form()
+                if not self.queued:
+                    self._filled.clear()
+                call = asyncio.create_task(self._call(items)) if items else None
+                if call is not None:
+                    await asyncio.sleep(0)  # the call reaches the executor, which works from here on
+                if ran is not None:
+                    handed, ran = ran, None
+                    await self._hand_out(handed)
+                if call is None:
+                    await self._filled.wait()
+                else:
+                    ran = await _settled(call)
+        finally:
+            if ran is not None:
+                await self._hand_out(ran)
+
+    async def _call(self, items: Sequence[Chunk]) -> _Ran:
+        """Runs one slice of each item; what goes wrong is part of what it returns."""
+        try:
+            return _Ran(items, await self._execute(items), None)
+        except ServiceError as error:
+            return _Ran(items, None, error)
+        except asyncio.CancelledError:
+            return _Ran(items, None, ExecutorUnavailable("the gateway closed while the step ran"))
+        except Exception as error:  # noqa: BLE001 - a worker that died would leave its lane hanging for good
+            _log.exception("executor failed on %s", self._version.key)
+            return _Ran(items, None, BadModelOutput(f"the model failed: {type(error).__name__}"))
+
+    async def _hand_out(self, ran: _Ran) -> None:
+        """Resolves the items that are through, queues the others again, and fails what has to fail."""
+        if isinstance(ran.error, BadModelOutput) and len(ran.items) > 1:
+            # One item fails, not its batch: the halves are run again, down to single items.
+            middle = len(ran.items) // 2
+            for half in (ran.items[:middle], ran.items[middle:]):
+                await self._hand_out(await self._call(half))
+            return
+        if ran.result is None:
+            for item in ran.items:
+                item.fail(ran.error or AssertionError("no result and no error"))
+            return
+        bad = _bad_rows(ran.result, len(ran.items))
+        for row, item in enumerate(ran.items):
+            if bad is not None and bad[row]:
+                item.fail(BadModelOutput("the model answered NaN or Inf for this step"))
+            elif not item.future.done():
+                self._advance(item, ran.result, row)
+
+    def _form(self) -> list[Chunk]:
+        """Takes the next batch off the queues, and gives each of its items its turn; it may be empty."""
+        policy = self._policy
+        # A share, and not a number of rows, so that it holds for small batches too: of batches of one, every fourth.
+        self._owed = min(self._owed + self._max_rows * _LONG_SHARE, self._max_rows)
+        kept_for_long = min(len(self._long), int(self._owed))
+        self._owed -= kept_for_long
+        short = self._take(self._short, self._max_rows - kept_for_long)
+        long = self._take(self._long, self._max_rows - len(short))
+        for item in short:
+            item.turn = item.left
+        turn = policy.max_steps_per_turn
+        if short or self._clock() < self._short_until:
+            turn = min(turn, max((policy.shared_steps, *(item.turn for item in short))))
+        for item in long:
+            item.turn = min(turn, item.left)
+        items = short + long
+        if items:
+            now = self._timer()
+            self._observer.batch_formed(self._version.key, [now - item.since for item in items])
+        return items
+
+    def _take(self, queue: FairQueue[Chunk], count: int) -> list[Chunk]:
+        """Up to ``count`` items that somebody still waits for."""
+        now = self._clock()
+        taken: list[Chunk] = []
+        while queue and len(taken) < count:
+            item = queue.popleft()
+            if item.future.done():  # cancelled by its caller
+                continue
+            if item.deadline <= now:
+                item.fail(DeadlineExceeded("the step's time limit passed while it waited to run"))
+                continue
+            item.waits = False
+            taken.append(item)
+        return taken
+
+    async def _execute(self, items: Sequence[Chunk]) -> StepBatchResult:
+        batch = self._gather(items)
+        began, failed = self._timer(), True
+        try:
+            async with asyncio.timeout(self._policy.executor_timeout):
+                result = await self._executor.step(self._version.key, batch)
+            _check_shapes(self._version, batch, result)
+            failed = False
+        except TimeoutError:
+            raise ExecutorUnavailable(f"the model did not answer within {self._policy.executor_timeout} s") from None
+        finally:
+            seconds = self._timer() - began
+            self._observer.batch_ran(self._ran(items, batch, seconds, failed=failed))
+        return result
+
+    def _ran(self, items: Sequence[Chunk], batch: StepBatch, seconds: float, *, failed: bool) -> BatchRun:
+        rows, steps, _ = batch.inputs.shape
+        asked = sum(item.turn for item in items)
+        return BatchRun(self._version.key, len(items), asked, rows * steps, seconds, failed)
+
+    def _gather(self, items: Sequence[Chunk]) -> StepBatch:
+        """Pads one slice of each item to the executor's bucket: one copy in for each row."""
+        slices = [item.turn for item in items]
+        rows, steps = self._executor.bucket(len(items), max(slices))
+        batch = StepBatch(
+            inputs=np.zeros((rows, steps, self._version.input_dim), np.float32),
+            lengths=np.zeros(rows, np.int32),
+            reset=np.zeros(rows, np.bool_),
+            state=np.empty((rows, self._version.state_size), np.float32),
+            origins=tuple(item.origin for item in items),
+        )
+        batch.lengths[: len(items)] = slices
+        for row, (item, length) in enumerate(zip(items, slices, strict=True)):
+            batch.inputs[row, :length] = item.inputs[item.taken : item.taken + length]
+            if item.state is None:
+                batch.reset[row] = True
+                batch.state[row] = 0
+            else:
+                batch.state[row] = item.state
+        # Padding rows step nothing; the initial state is one that every model can be relied on to handle.
+        batch.reset[len(items) :] = True
+        batch.state[len(items) :] = 0
+        return batch
+
+    def _advance(self, item: Chunk, result: StepBatchResult, row: int) -> None:
+        """Moves one item on by the slice that ran: one copy out, so that no session holds on to a whole batch."""
+        length = item.turn
+        item.outputs.append(result.outputs[row, :length].copy())
+        item.state = result.state[row].copy()
+        item.taken += length
+        if item.taken < len(item.inputs):
+            self.put(item)
+            return
+        outputs = item.outputs[0] if len(item.outputs) == 1 else np.concatenate(item.outputs)
+        item.future.set_result((outputs, item.state))
+
+
+async def _settled(call: asyncio.Task[_Ran]) -> _Ran:
+    """What a call gives; if the waiting for it is cancelled, so is the call, and what it gives then is handed out."""
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        call.cancel()
+        ran = await call
+        for item in ran.items:
+            item.fail(ran.error or ExecutorUnavailable("the gateway closed while the step ran"))
+        raise
+
+
+def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResult) -> None:
+    rows, steps, _ = batch.inputs.shape
+    expected = ((rows, steps, version.output_dim), (rows, version.state_size))
+    came = (result.outputs.shape, result.state.shape)
+    if came != expected:
+        raise BadModelOutput(
+            f"model {version.key} answered outputs {came[0]} and state {came[1]}; "
+            f"expected {expected[0]} and {expected[1]}"
+        )
+
+
+def _bad_rows(result: StepBatchResult, rows: int) -> BoolArray | None:
+    """Which of the first ``rows`` rows hold NaN or Inf; None where none does."""
+    # NaN and Inf survive a sum, so one pass that writes nothing finds them. A sum of finite values may overflow:
+    # then the rows are looked at one by one.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(result.outputs[:rows]) + np.sum(result.state[:rows])
+    if np.isfinite(total):
+        return None
+    bad = np.zeros(rows, np.bool_)
+    for row in range(rows):
+        bad[row] = not (np.isfinite(result.outputs[row]).all() and np.isfinite(result.state[row]).all())
+    return bad if bad.any() else None
