@@ -111,7 +111,9 @@ async def test_a_stream_that_its_client_breaks_is_closed_all_the_same():
         stream.cancel()
         while (now := await scraped(running)).value("ntm_open_streams", rpc="StreamSteps") != 0:
             pass  # each look gives the gateway its turn
-        assert now.value("ntm_rpcs_total", rpc="StreamSteps", code="CANCELLED") == 1
+        # The handler sees the cancellation or, before it, that no more requests come.
+        ended = [now.value("ntm_rpcs_total", rpc="StreamSteps", code=code) for code in ("CANCELLED", "OK")]
+        assert [count for count in ended if count] == [1]
 
 
 async def test_replays_and_refused_commits_are_counted():

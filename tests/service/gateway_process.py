@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,10 @@ if __name__ == "__main__":
         model_dir=Path(), listen="127.0.0.1:0", port_file=Path(sys.argv[1]), store=sys.argv[2], max_chunk_mib=1
     )
 
+    executor = NumpyExecutor()
+    executor.batches = deque(maxlen=1)  # kept ones would be taken for a leak of the gateway's
+
     async def run() -> int:
-        return await serve_with(settings, executor=NumpyExecutor(), store=make_store(settings))
+        return await serve_with(settings, executor=executor, store=make_store(settings))
 
     sys.exit(asyncio.run(run()))

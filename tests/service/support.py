@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableSequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class NumpyExecutor:
         self.served = {version.key: version for version in versions or (version_of(),)}
         self.told: dict[VersionKey, VersionStatus] = {}
         self.released: list[VersionKey] = []
-        self.batches: list[StepBatch] = []
+        self.batches: MutableSequence[StepBatch] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()

@@ -139,14 +139,20 @@ def test_an_interrupted_step_is_given_up_and_can_be_repeated(client, gateway):
     session = client.session("sums")
     gateway.hold()
 
+    given_up = threading.Event()
+
     def interrupt():
         gateway.eventually(lambda: gateway.executor.batches)
         os.kill(os.getpid(), signal.SIGINT)
+        # A signal that comes in the moment before the thread begins to wait does not end the wait: Python's own.
+        while not given_up.wait(5):
+            os.kill(os.getpid(), signal.SIGINT)
 
     interrupter = threading.Thread(target=interrupt)
     interrupter.start()
     with pytest.raises(KeyboardInterrupt):
         session.step(random_inputs(2))
+    given_up.set()
     interrupter.join()
     gateway.release()
     np.testing.assert_array_equal(session.step(random_inputs(2)), run_whole(random_inputs(2))[0])
