@@ -4,7 +4,7 @@ Each run is a process of its own, compilation and the reading of TensorFlow incl
 ``training/evaluate.py`` measures the network that it kept on fresh sequences of every length. A seed that was measured
 before, in the same folder, is not run again.
 
-    python benchmarks/copy_seeds.py --seeds 100-109 --json docs/results/copy_seeds.json
+    python benchmarks/copy_seeds.py --seeds 0-9 --json benchmarks/results/copy_seeds.json
 """
 
 import argparse
