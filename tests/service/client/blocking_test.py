@@ -135,10 +135,18 @@ def test_waiting_for_a_future_ends_without_ending_the_step(client, gateway):
     assert future.result(20).shape == (2, 3)
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler, also where the tests run in the background of a shell, which has SIGINT ignored there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_step_is_given_up_and_can_be_repeated(client, gateway):
     session = client.session("sums")
     gateway.hold()
-
     given_up = threading.Event()
 
     def interrupt():
