@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from training.config import ConfigError, RunConfig
+from training.checks import ConfigError
+from training.config import RunConfig
 
 _FILE = "checkpoint.npz"
 

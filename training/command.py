@@ -9,7 +9,8 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from training.config import ConfigError, RunConfig
+from training.checks import ConfigError
+from training.config import RunConfig
 from training.evaluation import Evaluator
 from training.exporting.command import export_under_tensorflow
 from training.exporting.publication import Target

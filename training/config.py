@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from training.checks import ConfigError, expect, expect_integers, is_number
 from training.tasks import TASKS, Task, make_task
 
 MODELS = ("ntm", "ntm-double-dense", "ntm-lstm", "lstm", "lstm-stack", "dense")
 # Those without a memory to search for.
 BASELINES = ("lstm", "lstm-stack", "dense")
-
 
 # Fields of `Recipe` with the same range.
 _COUNTS = (
@@ -20,15 +20,6 @@ _COUNTS = (
     *("examination_size", "training_examination_size"),
 )
 _POSITIVE = ("learning_rate", "settle_rate", "epsilon", "clip_norm", "settle_clip_norm", "learned_below")
-
-
-class ConfigError(ValueError):
-    """An option is out of range; the text says which, what was expected and what came."""
-
-
-def _expect(holds: bool, name: str, expected: str, received: object) -> None:
-    if not holds:
-        raise ConfigError(f"{name} should be {expected}; received {received!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +47,9 @@ class ModelConfig:
     heads: int = 1
 
     def __post_init__(self) -> None:
-        _expect(self.kind in MODELS, "model kind", f"one of {', '.join(MODELS)}", self.kind)
-        for name in ("units", "layers", "n_slots", "m_depth", "shift_range", "heads"):
-            _expect(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
-        _expect(self.shift_range <= self.n_slots, "shift_range", "at most n_slots", self.shift_range)
+        expect(self.kind in MODELS, "model kind", f"one of {', '.join(MODELS)}", self.kind)
+        expect_integers(self, ("units", "layers", "n_slots", "m_depth", "shift_range", "heads"))
+        expect(self.shift_range <= self.n_slots, "shift_range", "at most n_slots", self.shift_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +110,19 @@ class Recipe:
     curriculum: bool = False
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            _expect(getattr(self, name) >= 1, name, "an integer of at least 1", getattr(self, name))
+        expect_integers(self, _COUNTS)
+        for name in (*_POSITIVE, "beta_2", "average", "settle_noise"):
+            expect(is_number(getattr(self, name)), name, "a number", getattr(self, name))
         for name in _POSITIVE:
-            _expect(getattr(self, name) > 0, name, "above 0", getattr(self, name))
+            expect(getattr(self, name) > 0, name, "above 0", getattr(self, name))
         for name in ("beta_2", "average"):
-            _expect(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
-        _expect(self.settle_noise >= 0, "settle_noise", "at least 0", self.settle_noise)
-        _expect(self.validate_every % self.chunk == 0, "validate_every", "a multiple of chunk", self.validate_every)
+            expect(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        expect(self.settle_noise >= 0, "settle_noise", "at least 0", self.settle_noise)
+        expect(self.validate_every % self.chunk == 0, "validate_every", "a multiple of chunk", self.validate_every)
         if self.training_slots is not None:
-            _expect(self.training_slots >= 2, "training_slots", "at least 2", self.training_slots)
+            expect_integers(self, ("training_slots",), least=2)
+        for name in ("compiled", "curriculum"):
+            expect(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +144,12 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _expect(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
-        _expect(0 <= self.seed < 2**31, "seed", "between 0 and 2**31 - 1", self.seed)
+        expect(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
+        expect(type(self.seed) is int and 0 <= self.seed < 2**31, "seed", "between 0 and 2**31 - 1", self.seed)
         known = {f.name for f in dataclasses.fields(TASKS[self.task])}
         unknown = sorted(set(self.task_options) - known)
-        _expect(not unknown, f"options of the task {self.task}", f"out of {sorted(known)}", unknown)
+        expect(not unknown, f"options of the task {self.task}", f"out of {sorted(known)}", unknown)
+        self.make_task()  # Which refuses an option out of range.
 
     def make_task(self) -> Task:
         """The task, with its options."""

@@ -11,7 +11,8 @@ if __package__ in (None, ""):  # Run as a file: its own directory gives way to t
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from training.config import ConfigError, RunConfig
+from training.checks import ConfigError
+from training.config import RunConfig
 from training.results import Row
 
 # Sequences at each size from which on compiling pays.

@@ -21,7 +21,7 @@ from training.reports import Position, Report, Result
 from training.results import Row
 from training.step import Progress, Rates, Trainer
 from training.steps.devices import Devices, all_devices
-from training.tasks import Batch
+from training.tasks import Batch, trimmed
 
 # Streams of random numbers that must not meet.
 _DATA, _VALIDATION, _WEIGHTS, _EXAMINATION = 1, 2, 3, 4
@@ -232,9 +232,10 @@ class _Run:
         """The next chunk's; they follow from the seed, the attempt and the step alone."""
         position, recipe = self.position, self.recipe
         generator = np.random.default_rng([self.config.seed, _DATA, position.attempt, position.step])
-        return [
+        batches = [
             self.task.training_batch(generator, recipe.batch_size, position.difficulty) for _ in range(recipe.chunk)
         ]
+        return batches if position.difficulty >= 1 else trimmed(batches)
 
     def _build(self, attempt: int, *, small: bool, noisy: bool = True) -> keras.Sequential:
         """The network of an attempt: with the memory of the search, or the full one."""

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from training.config import BASELINES, ConfigError, ModelConfig, Recipe, RunConfig
+from training.checks import ConfigError
+from training.config import BASELINES, ModelConfig, Recipe, RunConfig
 from training.tasks import TASKS
 
 PRESETS = ("quick", "paper")
@@ -47,14 +48,14 @@ _TASKS |= {"ngrams": _ONE_PHASE, "priority-sort": {**_ONE_PHASE, "batch_size": 1
 # The baselines: nothing is found all at once either, but short sequences first make long ones easier.
 _BASELINE: dict[str, Any] = {
     "training_slots": None,
-    "batch_size": 16,
+    "batch_size": 32,
     "learning_rate": 1e-3,
     "epsilon": 1e-7,
     "beta_2": 0.999,
     "clip_norm": 1.0,
-    "learned_below": 0.05,
+    "learned_below": 0.06,
     "search_steps": 20_000,
-    "settle_steps": 3000,
+    "settle_steps": 2500,
     "settle_noise": 0.0,
     "attempts": 1,
     "curriculum": True,

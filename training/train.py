@@ -11,15 +11,19 @@ if __package__ in (None, ""):  # Run as a file: its own directory gives way to t
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from training.config import MODELS, ConfigError, RunConfig
+from training.checks import ConfigError
+from training.config import MODELS, RunConfig
 from training.exporting.options import add_target, target_of
 from training.exporting.publication import Target
 from training.presets import PRESETS, preset
+from training.settings import with_settings
 from training.tasks import TASKS
 
 _EPILOG = """examples:
   python training/train.py                                  solve copy (a minute or two), export it as models/copy/1
   python training/train.py --task copy --model ntm -v       the same, with the accuracies as it goes on
+  python training/train.py --set task.max_length=10 --set recipe.settle_steps=500
+                                                            another task or recipe than the preset's
   python training/train.py --model lstm --no-export         the baseline without a memory
   python training/train.py --run-dir runs/mine              and the same again after an interruption: it goes on
   python training/evaluate.py runs/copy-ntm-quick-0         the table of lengths, and the pictures
@@ -41,6 +45,8 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("--batch-size", type=int, default=None, metavar="N", help="sequences in an update (default: the preset's)")
     add("--attempts", type=int, default=None, metavar="N", help="networks that may be started (default: the preset's)")
+    setting = "another value for a field of the configuration, GROUP one of task, model, recipe; may be repeated"
+    add("--set", action="append", default=[], dest="settings", metavar="GROUP.FIELD=VALUE", help=setting)
     epochs = "stop after so many looks at the loss; the same again with a higher number goes on (default: to the end)"
     add("-e", "--epochs", type=int, default=None, metavar="N", help=epochs)
     parallel = "spread every batch over all devices, and over the hosts that TF_CONFIG names"
@@ -108,7 +114,8 @@ def _config(options: argparse.Namespace) -> RunConfig:
     config = preset(options.preset, task=options.task, model=options.model, seed=options.seed)
     given = {name: getattr(options, name) for name in ("batch_size", "attempts")}
     changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **changes))
+    config = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, **changes))
+    return with_settings(config, options.settings)
 
 
 def _run_dir(options: argparse.Namespace) -> Path:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.config import ConfigError, RunConfig
+from training.checks import ConfigError
+from training.config import RunConfig
 from training.loop import train_and_evaluate
 
 REPOSITORY = Path(__file__).resolve().parents[2]

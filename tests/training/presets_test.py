@@ -1,6 +1,6 @@
 import pytest
 
-from training.config import ConfigError
+from training.checks import ConfigError
 from training.presets import preset
 from training.tasks import TASKS
 

@@ -7,7 +7,7 @@ import keras
 import pytest
 
 import ntm  # noqa: F401  the layer has to be registered before a model with it is loaded
-from training.config import RunConfig
+from training.config import BASELINES, RunConfig
 from training.evaluation import Evaluator
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -37,6 +37,8 @@ def test_a_kept_network_gives_its_table_again(run):
 
 @pytest.mark.parametrize("run", KEPT, ids=lambda run: run.name)
 def test_a_kept_network_is_small_and_its_curve_is_beside_it(run):
-    assert (run / "best.keras").stat().st_size < 400_000
+    # A network with a memory is small whatever it remembers; what the baseline remembers is in its layers.
+    limit = 6_000_000 if RunConfig.load(run).model.kind in BASELINES else 1_000_000
+    assert (run / "best.keras").stat().st_size < limit
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[0]["sequences"] < lines[-1]["sequences"]

@@ -10,7 +10,8 @@ from pathlib import Path
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from training.config import ConfigError, RunConfig
+from training.checks import ConfigError
+from training.config import RunConfig
 from training.exporting.command import export_run
 from training.exporting.options import add_target, target_of
 

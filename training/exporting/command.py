@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training.config import ConfigError, RunConfig
+from training.checks import ConfigError
+from training.config import RunConfig
 from training.exporting.publication import Target
 
 _ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from training.config import ConfigError
+from training.checks import ConfigError
 from training.steps.network import Spread
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from training.tasks.associative_recall import AssociativeRecallTask
-from training.tasks.base import Batch, Task
+from training.tasks.base import Batch, Task, trimmed
 from training.tasks.copy import CopyTask
 from training.tasks.ngrams import NGramsTask
 from training.tasks.priority_sort import PrioritySortTask
@@ -30,4 +30,4 @@ def make_task(name: str, **options: Any) -> Task:
     return task
 
 
-__all__ = ["TASKS", "Batch", "Task", "make_task"]
+__all__ = ["TASKS", "Batch", "Task", "make_task", "trimmed"]

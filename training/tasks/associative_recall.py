@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.checks import expect, expect_integers, expect_order
 from training.tasks.base import Batch, FloatArray, Generator, stack
 
 
@@ -25,6 +26,14 @@ class AssociativeRecallTask:
     item_length: int = 3
     min_items: int = 2
     max_items: int = 6
+
+    def __post_init__(self) -> None:
+        expect_integers(self, ("bits", "item_length"))
+        expect_integers(self, ("min_items", "max_items"), least=2)
+        expect_order(self, "min_items", "max_items")
+        # Items are drawn until all differ; validation has twice as many as training, the longest test more.
+        bits, most = self.bits * self.item_length, self.sizes()[-1][0]
+        expect(2**bits >= 2 * most, "bits x item_length", f"enough for {2 * most} different items", bits)
 
     @property
     def input_dim(self) -> int:

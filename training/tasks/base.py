@@ -1,5 +1,6 @@
 """What every task is: a source of batches that depend on a seed and nothing else."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +22,18 @@ class Batch(NamedTuple):
     inputs: FloatArray
     targets: FloatArray
     mask: FloatArray
+
+
+def trimmed(batches: Sequence[Batch], multiple: int = 8) -> list[Batch]:
+    """The batches without the steps behind the last one that any of them asks for.
+
+    Args:
+        batches: all of one shape.
+        multiple: the number of steps left is one of this, so that few shapes are compiled as the sequences grow.
+    """
+    asked = np.flatnonzero(np.max([batch.mask.max(0) for batch in batches], axis=0))
+    steps = multiple * -(-(int(asked[-1]) + 1) // multiple)
+    return [Batch(*(array[:, :steps] for array in batch)) for batch in batches]
 
 
 class Task(Protocol):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.checks import expect_integers, expect_order, expect_shares
 from training.tasks.base import Batch, FloatArray, Generator, stack
 
 
@@ -28,6 +29,11 @@ class CopyTask:
     max_length: int = 20
     blank: float = 0.1
     skewed: float = 0.2
+
+    def __post_init__(self) -> None:
+        expect_integers(self, ("bits", "min_length", "max_length"))
+        expect_order(self, "min_length", "max_length")
+        expect_shares(self, ("blank", "skewed"))
 
     @property
     def input_dim(self) -> int:

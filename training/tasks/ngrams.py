@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from training.checks import expect, expect_integers
 from training.tasks.base import Batch, Generator
 
 
@@ -23,6 +24,11 @@ class NGramsTask:
 
     length: int = 200
     context: int = 5
+
+    def __post_init__(self) -> None:
+        expect_integers(self, ("length", "context"))
+        # A table for each sequence has 2 ** context entries.
+        expect(self.context <= 16, "context", "at most 16", self.context)
 
     @property
     def input_dim(self) -> int:

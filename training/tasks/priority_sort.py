@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.checks import expect, expect_integers
 from training.tasks.base import Batch, FloatArray, Generator, stack
 
 
@@ -22,6 +23,10 @@ class PrioritySortTask:
     bits: int = 8
     shown: int = 20
     returned: int = 16
+
+    def __post_init__(self) -> None:
+        expect_integers(self, ("bits", "shown", "returned"))
+        expect(self.returned <= self.shown, "returned", f"at most shown, {self.shown}", self.returned)
 
     @property
     def input_dim(self) -> int:

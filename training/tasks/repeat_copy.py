@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.checks import expect_integers, expect_order
 from training.tasks.base import Batch, FloatArray, Generator, stack
 
 
@@ -30,6 +31,11 @@ class RepeatCopyTask:
     max_length: int = 10
     min_repeats: int = 1
     max_repeats: int = 10
+
+    def __post_init__(self) -> None:
+        expect_integers(self, ("bits", "min_length", "max_length", "min_repeats", "max_repeats"))
+        expect_order(self, "min_length", "max_length")
+        expect_order(self, "min_repeats", "max_repeats")
 
     @property
     def input_dim(self) -> int:

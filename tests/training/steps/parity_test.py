@@ -9,7 +9,7 @@ import pytest
 
 from tests.training import backends
 from tests.training.steps import parity
-from training.config import ConfigError
+from training.checks import ConfigError
 from training.steps import devices
 
 

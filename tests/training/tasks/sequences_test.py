@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tests.training.tasks.oracles import associative_recall, flags, priority_sort, repeat_copy
-from training.tasks import TASKS, make_task
+from training.tasks import TASKS, make_task, trimmed
 from training.tasks.associative_recall import AssociativeRecallTask
+from training.tasks.copy import CopyTask
 from training.tasks.priority_sort import PrioritySortTask
 from training.tasks.repeat_copy import RepeatCopyTask
 
@@ -84,9 +85,9 @@ def test_every_item_but_the_first_is_asked_for_and_about_equally_often():
 
 
 def test_the_items_of_an_episode_differ_even_where_chance_repeats_them():
-    task = AssociativeRecallTask(bits=1, item_length=3, max_items=8)
+    task = AssociativeRecallTask(bits=1, item_length=6, max_items=8)
     for inputs, _, _ in rows(task.test_batch(np.random.default_rng(0), 20, (8,))):
-        items = inputs[:32].reshape(8, 4, 3)[:, 1:, 0]
+        items = inputs[:56].reshape(8, 7, 3)[:, 1:, 0]
         assert len(np.unique(items, axis=0)) == 8
 
 
@@ -101,6 +102,19 @@ def test_priority_sort_asks_for_the_vectors_of_highest_priority_highest_first(ta
     assert priorities.max() < 1
     assert priorities.mean() == pytest.approx(0, abs=0.1)
     assert priorities.var() == pytest.approx(1 / 3, abs=0.05)
+
+
+def test_trimmed_batches_lose_only_steps_behind_the_last_one_asked_for():
+    batches = [CopyTask().training_batch(np.random.default_rng(seed), 3, 0.25) for seed in range(4)]
+    longest = max(int(np.flatnonzero(batch.mask.any(0))[-1]) + 1 for batch in batches)
+    found = trimmed(batches, multiple=5)
+    steps = {batch.mask.shape[1] for batch in found}
+    assert len(steps) == 1
+    assert longest <= min(steps) < longest + 5
+    assert min(steps) % 5 == 0
+    for before, after in zip(batches, found, strict=True):
+        assert all((a[:, : b.shape[1]] == b).all() for a, b in zip(before, after, strict=True))
+        assert after.mask.sum() == before.mask.sum()
 
 
 def test_a_lower_difficulty_draws_smaller_sequences_in_the_same_shape():
