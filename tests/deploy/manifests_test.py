@@ -1,5 +1,9 @@
 """Every overlay renders, is what Kubernetes understands, and keeps the rules that matter."""
 
+import json
+from pathlib import Path
+
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -12,8 +16,17 @@ pytestmark = rendered.needs_kubectl
 # `lifecycle.preStop.sleep` wants 1.30; the newest schemas are checked as well.
 OLDEST, NEWEST = "1.30", kubernetes_validate.latest_version()
 FOLDERS = (*(f"overlays/{name}" for name in OVERLAYS), *rendered.JOBS)
-# Custom resources, whose schemas come with what defines them. They are checked by hand, below.
-UNCHECKED = {"ServiceMonitor"}
+# Custom resources, whose schemas come with the operators that define them: these are written for what is used here.
+CUSTOM = json.loads(Path(__file__).with_name("custom_resources.json").read_text())
+KINDS_OF_THEIRS = {"ServiceMonitor", "Certificate", "Issuer"}
+
+
+def check(thing, version):
+    """Against the schema of its kind, in which nothing may stand that is not known."""
+    if thing["kind"] in KINDS_OF_THEIRS:
+        jsonschema.validate(thing, {**CUSTOM, "$ref": f"#/definitions/{thing['kind']}"}, jsonschema.Draft7Validator)
+    else:
+        kubernetes_validate.validate(thing, version, strict=True)
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
@@ -22,8 +35,7 @@ def test_what_is_rendered_is_valid_to_the_letter(folder, version):
     objects = rendered.render(folder)
     assert objects
     for thing in objects:
-        if thing["kind"] not in UNCHECKED:
-            kubernetes_validate.validate(thing, version, strict=True)
+        check(thing, version)
 
 
 def test_the_schemas_would_notice():
@@ -33,12 +45,39 @@ def test_the_schemas_would_notice():
         kubernetes_validate.validate(gateway, NEWEST, strict=True)
 
 
+def test_the_examples_are_valid_too():
+    """All of them that are objects of a cluster; the other one is a configuration of prometheus-adapter."""
+    checked = []
+    for path in sorted((KUBERNETES / "examples").glob("*.yaml")):
+        for thing in yaml.safe_load_all(path.read_text()):
+            if "kind" in thing:
+                check(thing, NEWEST)
+                checked.append(thing["kind"])
+    assert sorted(checked) == ["Certificate", "Issuer"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda monitor: monitor["spec"]["endpoints"][0].update(intervall="15s"),
+        lambda monitor: monitor["spec"]["endpoints"][0].update(interval="15 s"),
+        lambda monitor: monitor["spec"].pop("selector"),
+        lambda monitor: monitor["spec"]["endpoints"][0].update(port=9464),
+    ],
+)
+def test_the_schemas_of_custom_resources_would_notice(spoil):
+    monitor = yaml.safe_load(yaml.safe_dump(find(rendered.overlay("gpu"), "ServiceMonitor", "gateway")))
+    check(monitor, NEWEST)
+    spoil(monitor)
+    with pytest.raises(jsonschema.ValidationError):
+        check(monitor, NEWEST)
+
+
 @pytest.mark.parametrize(("base", "component"), [("dev", "queue-depth"), ("gpu", "object-storage")])
 def test_components_that_no_overlay_uses_fit_too(tmp_path, base, component):
     objects = rendered.with_component(tmp_path, base, component)
     for thing in objects:
-        if thing["kind"] not in UNCHECKED:
-            kubernetes_validate.validate(thing, NEWEST, strict=True)
+        check(thing, NEWEST)
     if component == "queue-depth":
         scaler = find(objects, "HorizontalPodAutoscaler", "model-server")["spec"]
         name = scaler["metrics"][0]["external"]["metric"]["name"]
