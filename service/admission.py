@@ -56,30 +56,30 @@ class Admission:
         """
         return _Permit(self, nbytes, caller, limit)
 
-    def take(self, nbytes: int, caller: str, limit: int | None) -> None:
-        """A permit's beginning."""
+    def take(self, nbytes: int, caller: str, limit: int | None, steps: int = 1) -> None:
+        """A permit's beginning, or that of so many steps at once, of ``nbytes`` together: all of them or none."""
         self.check_open()
         held = self._held.get(caller)
-        if self._steps >= self._common_steps or self._bytes + nbytes > self._common_bytes:
-            self._check_room(nbytes, held or _NONE)
+        if self._steps + steps > self._common_steps or self._bytes + nbytes > self._common_bytes:
+            self._check_room(nbytes, held or _NONE, steps)
         if held is None:
             held = self._held[caller] = _Held()
-        if limit is not None and held.steps >= limit:
+        if limit is not None and held.steps + steps > limit:
             self._forget_idle(caller, held)
             raise Overloaded(f"{held.steps} steps of this caller are under way; at most {limit} are taken", limit=limit)
-        held.steps += 1
+        held.steps += steps
         held.bytes += nbytes
-        self._steps += 1
+        self._steps += steps
         self._bytes += nbytes
         self._idle.clear()
 
-    def give_back(self, nbytes: int, caller: str) -> None:
-        """A permit's end."""
+    def give_back(self, nbytes: int, caller: str, steps: int = 1) -> None:
+        """A permit's end, or that of some of the steps that were taken at once."""
         held = self._held[caller]
-        held.steps -= 1
+        held.steps -= steps
         held.bytes -= nbytes
         self._forget_idle(caller, held)
-        self._steps -= 1
+        self._steps -= steps
         self._bytes -= nbytes
         if not self._steps:
             self._idle.set()
@@ -101,18 +101,19 @@ class Admission:
         if not held.steps:
             del self._held[caller]
 
-    def _check_room(self, nbytes: int, held: "_Held") -> None:
+    def _check_room(self, nbytes: int, held: "_Held", steps: int) -> None:
         """Decides over what is left when the common part is used up."""
-        greedy = 2 * held.steps >= self._max_steps
-        if self._steps >= (self._common_steps if greedy else self._max_steps):
+        # As if they were taken one after the other.
+        greedy = 2 * (held.steps + steps - 1) >= self._max_steps
+        if self._steps + steps > (self._common_steps if greedy else self._max_steps):
             raise Overloaded(
                 f"{self._steps} steps are under way; at most {self._max_steps} are taken"
                 + (f", {self._common_steps} while {held.steps} of them are this caller's" if greedy else ""),
                 limit=self._max_steps,
             )
-        greedy = 2 * held.bytes >= self._max_bytes
+        greedy = 2 * (held.bytes + nbytes - nbytes // steps) >= self._max_bytes
         # A chunk that fits the message limit must be able to run alone, whatever the byte limit is.
-        if self._steps and self._bytes + nbytes > (self._common_bytes if greedy else self._max_bytes):
+        if self._steps + steps > 1 and self._bytes + nbytes > (self._common_bytes if greedy else self._max_bytes):
             raise Overloaded(
                 f"the steps under way hold {self._bytes} bytes of inputs; at most {self._max_bytes} are taken"
                 + (f", {self._common_bytes} while {held.bytes} of them are this caller's" if greedy else ""),

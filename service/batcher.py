@@ -8,10 +8,11 @@ The batcher knows neither sessions nor messages: inputs and a state go in, outpu
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
+from service.chunk import Chunk, Outcome
 from service.executors import Executor
-from service.lane import BatchPolicy, Chunk, Lane, Outcome
+from service.lane import BatchPolicy, Lane
 from service.observing import SILENT, Observer
 from service.types import FloatArray, ModelVersion, VersionKey
 
@@ -70,34 +71,43 @@ class Batcher:
             ExecutorUnavailable, ModelVersionUnavailable: it could not be run.
         """
         future: asyncio.Future[tuple[FloatArray, FloatArray]] = asyncio.get_running_loop().create_future()
-        chunk = self.put(version, inputs, state, deadline, future, caller)
+        chunk = self.put(version, inputs[None], [state], deadline, _One(future), caller)
         try:
             return await future
         finally:
             if future.cancelled():
-                chunk.leave()
+                chunk.leave(0)
 
     def put(
         self,
         version: ModelVersion,
         inputs: FloatArray,
-        state: FloatArray | None,
+        states: Sequence[FloatArray | None],
         deadline: float,
         outcome: Outcome,
         caller: str = "",
-    ) -> "Chunk":
-        """Like ``submit``, but returns at once; what it would return or raise goes to ``outcome``, later."""
+    ) -> Chunk:
+        """Has chunks of as many time steps each run side by side; what comes of them goes to ``outcome``, later.
+
+        Args:
+            version: The model version to run them on.
+            inputs: ``[rows, time, input_dim]``.
+            states: ``[state_size]`` of each row; None for the model's initial state.
+            deadline: On the event loop's clock; past it what has not run is dropped.
+            outcome: Gets outputs and states, or errors as ``submit`` raises them, for each row.
+            caller: Who asks.
+        """
         lane = self._lanes.get(version.key)
         if lane is None or lane.fingerprint != version.fingerprint:
             lane = self._open(version)
-        chunk = Chunk(lane, inputs, state, deadline, outcome, caller)
+        chunk = Chunk(lane, inputs, states, deadline, outcome, caller)
         if self._origin is not None:
             chunk.origin = self._origin()
         lane.put(chunk)
         return chunk
 
     def queued(self) -> dict[VersionKey, int]:
-        """Chunks that wait, by version."""
+        """Rows that wait, by version."""
         # Of a copy: another thread may ask.
         return {key: lane.queued for key, lane in list(self._lanes.items())}
 
@@ -122,3 +132,24 @@ class Batcher:
             self._executor, version, self._policy, self._clock, self._observer, self._timer
         )
         return lane
+
+
+class _One:
+    """The outcome of a chunk of one row: a future."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, future: asyncio.Future[tuple[FloatArray, FloatArray]]) -> None:
+        self._future = future
+
+    @property
+    def gone(self) -> Collection[int]:
+        return (0,) if self._future.done() else ()
+
+    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray) -> None:
+        if not self._future.done():
+            self._future.set_result((outputs[0].copy(), states[0].copy()))
+
+    def set_exception(self, rows: Sequence[int], error: BaseException) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)

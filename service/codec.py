@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -24,6 +25,8 @@ _LITTLE_FLOAT32 = np.dtype("<f4")
 _FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
 _STATES = {state: model_pb.ModelVersion.State.Value(f"STATE_{state.name}") for state in VersionState}
 MAX_REQUEST_ID = 64
+# Steps whose time limits differ by less than a tick may share one.
+_TICKS_A_SECOND = 100
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 
@@ -94,7 +97,7 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
         raise InvalidTensor(
             f"inputs[{step}, {column}] is {array[step, column]}; expected finite", field="inputs.content"
         )
-    digest = hashlib.sha256(b"f4:%d:%d:" % shape)
+    digest = hashlib.sha256(_digest_prefix(*shape))
     digest.update(content)
     return array, digest.digest()
 
@@ -120,6 +123,104 @@ def parse_step(
             raise InvalidArgument(f"position is {position}; expected 0 or more", field="position")
     inputs, digest = parse_inputs(request.inputs, max_chunk_bytes)
     return StepCall(key, position, inputs, digest, deadline, caller)
+
+
+class AlikeSteps(NamedTuple):
+    """Steps with inputs of the same shape and about the same time limit, by place.
+
+    Attributes:
+        requests: As they came.
+        limit: The time limit of each, in seconds; None where they have none.
+        names: Their request ids.
+        session_ids: Of each. Not checked: an id that is none has no session.
+        positions: Where it says that it begins; None where it does not say.
+        inputs: ``[steps, time, input_dim]``, finite.
+        digests: Of each one's inputs, as ``parse_inputs`` makes them.
+    """
+
+    requests: Sequence[pb.StepRequest]
+    limit: float | None
+    names: Sequence[str]
+    session_ids: Sequence[str]
+    positions: Sequence[int | None]
+    inputs: FloatArray
+    digests: Sequence[bytes]
+
+
+class _Look(NamedTuple):
+    """What steps have in common that look alike: ``ticks`` is the time limit, 0 where there is none."""
+
+    time: int
+    width: int
+    ticks: int
+
+
+def parse_alike(
+    requests: Sequence[pb.StepRequest], max_chunk_bytes: int
+) -> tuple[Sequence[AlikeSteps], Sequence[pb.StepRequest]]:
+    """Sorts a message's steps by the shape of their inputs and by their time limit, which it rounds up a little.
+
+    Returns:
+        Those that look alike, and those that ``parse_step`` or ``parse_timeout`` refuses.
+    """
+    by_look: dict[tuple[int, int, int], list[pb.StepRequest]] = {}
+    others: list[pb.StepRequest] = []
+    for request in requests:
+        sizes = request.inputs.shape
+        ticks = 0
+        if request.HasField("timeout"):
+            limit = request.timeout
+            ticks = limit.seconds * _TICKS_A_SECOND - (-limit.nanos * _TICKS_A_SECOND // 1_000_000_000)
+            if ticks < 1 or limit.nanos < 0:
+                others.append(request)
+                continue
+        if len(sizes) != 2:
+            others.append(request)
+            continue
+        look = (sizes[0], sizes[1], ticks)
+        of_look = by_look.get(look)
+        if of_look is None:
+            of_look = by_look[look] = []
+        of_look.append(request)
+    alike = [_read_alike(_Look(*look), of_look, max_chunk_bytes, others) for look, of_look in by_look.items()]
+    return [steps for steps in alike if steps is not None], others
+
+
+def _read_alike(
+    look: _Look, requests: Sequence[pb.StepRequest], max_chunk_bytes: int, others: list[pb.StepRequest]
+) -> AlikeSteps | None:
+    size = 4 * look.time * look.width
+    if look.time < 1 or look.width < 1 or size > max_chunk_bytes:
+        others += requests
+        return None
+    contents = [request.inputs.content for request in requests]
+    names = [request.request_id for request in requests]
+    bad = {
+        at
+        for at, (request, content, name) in enumerate(zip(requests, contents, names, strict=True))
+        if len(content) != size or request.inputs.dtype != _FLOAT32 or len(name) > MAX_REQUEST_ID
+    }
+    if not bad:
+        inputs = np.frombuffer(b"".join(contents), _LITTLE_FLOAT32).reshape(len(requests), look.time, look.width)
+        bad = set(np.flatnonzero(~np.isfinite(inputs).all((1, 2))))
+    if bad:
+        others += [requests[at] for at in sorted(bad)]
+        good = [request for at, request in enumerate(requests) if at not in bad]
+        return _read_alike(look, good, max_chunk_bytes, others) if good else None
+    prefix = _digest_prefix(look.time, look.width)
+    return AlikeSteps(
+        requests=requests,
+        limit=look.ticks / _TICKS_A_SECOND if look.ticks else None,
+        names=names,
+        session_ids=[request.session_id for request in requests],
+        positions=[request.position if request.HasField("position") else None for request in requests],
+        inputs=inputs,
+        digests=[hashlib.sha256(prefix + content).digest() for content in contents],
+    )
+
+
+def _digest_prefix(time: int, width: int) -> bytes:
+    return b"f4:%d:%d:" % (time, width)
 
 
 def parse_timeout(request: pb.StepRequest) -> float | None:
@@ -177,6 +278,17 @@ def render_reply(request: pb.StepRequest, reply: StepReply) -> pb.StepResponse:
         position=reply.position,
         outputs=render_tensor(reply.outputs),
     )
+
+
+def render_replies(replies: Sequence[tuple[pb.StepRequest, StepReply]], into: pb.StreamStepsResponse) -> None:
+    """Adds the responses of steps that were applied to a message. Makes each in its place: two copies less."""
+    add = into.responses.add
+    for request, reply in replies:
+        response = add(request_id=request.request_id, session_id=request.session_id, position=reply.position)
+        tensor, outputs = response.outputs, reply.outputs
+        tensor.dtype = _FLOAT32
+        tensor.shape.extend(outputs.shape)
+        tensor.content = outputs.astype(_LITTLE_FLOAT32, copy=False).tobytes()
 
 
 def render_failure(request: pb.StepRequest, status: status_pb2.Status) -> pb.StepResponse:

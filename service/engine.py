@@ -168,7 +168,7 @@ class Engine:
             outcome = await self._store.commit(call.key, commit)
             if isinstance(outcome, Committed):
                 now = self._timer()
-                self._observer.step_committed(session.info.version, now - began, now - committing)
+                self._observer.steps_committed(session.info.version, 1, now - began, now - committing)
                 return _last(outcome.session).reply
             self._observer.commit_refused(session.info.version, outcome.verdict.value)
             verdict, session = outcome.verdict, outcome.session
@@ -205,7 +205,6 @@ class Engine:
             batcher=self._batcher,
             admission=self._admission,
             turns=self._turns,
-            check=_check_against,
             checkout=self._checkout,
             observer=self._observer,
             timer=self._timer,

@@ -1,20 +1,22 @@
-"""Steps that have nothing to wait for but their batch: what ``Engine.step`` does, without a task for each.
+"""Steps that have nothing to wait for but their batch: what ``Engine.step`` does, many at a time and without tasks.
 
-Most steps find their session in this process, if only as a copy of the store's, and its turn free. From then on they
-wait for their batch, and for their commit where the store is elsewhere: they are begun by one call and ended by others,
-which at many steps a message is half of what the gateway costs. Whatever is out of the ordinary (a session that is
-being stepped, a repeated step, anything to refuse) goes the long way, through ``Engine.step``, which alone tells what
-is wrong.
+Most steps find their session in this process, if only as a copy of the store's, and its turn free. Those of one message
+that look alike then go through the gateway as one: rows of one chunk, begun by one call and ended by another, so that
+what Python does for each of them is little more than to look up its session and to write its commit. Whatever is out of
+the ordinary (a session that is being stepped, a repeated step, anything to refuse) goes the long way, through
+``Engine.step``, which alone tells what is wrong.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 from service.admission import Admission
-from service.batcher import Batcher, Chunk
+from service.batcher import Batcher
 from service.catalog import Catalog
+from service.chunk import Chunk
 from service.deadlines import Deadlines
 from service.errors import (
     DeadlineExceeded,
@@ -24,127 +26,134 @@ from service.errors import (
     ServiceError,
 )
 from service.observing import Observer
-from service.sessions import Commit, Committed, LocalStore, Refused, Session, Verdict, judge
+from service.sessions import Commit, LocalStore, Refused, Session, Told, Verdict, judge
 from service.turns import Turns
-from service.types import FloatArray, ModelVersion, StepCall, StepReply
+from service.types import FloatArray, ModelVersion, SessionKey, StepCalls, StepReply, tuple_of
 
 _log = logging.getLogger(__name__)
 
 # These may tell of a session that was deleted and made anew meanwhile; ``Engine.step`` looks.
 _LOOK_AGAIN = (ModelVersionUnavailable, FingerprintMismatch, InvalidTensor)
 
+# What a step came to: its reply; why it failed; or None: nothing was applied, and it has to go the long way after all.
+Came: TypeAlias = StepReply | BaseException | None
+# Called with some steps that are through, by their places in ``StepCalls``, and what each of them came to.
+Ended: TypeAlias = Callable[["ExpressSteps", Sequence[int], Sequence[Came]], None]
 
-class ExpressStep:
-    """One step under way. For the batcher it stands for the future of its chunk, for the store for its commit's.
+
+class ExpressSteps:
+    """Steps under way of sessions on one model version. For the batcher they are where the outcome of its chunk goes.
 
     Attributes:
-        tag: Whatever its caller wants to find again.
-        began: When it was taken on, on the timer.
-        reply: What it came to.
-        error: Why it failed. With neither, nothing was applied, and it has to go the long way after all.
+        calls: What they are steps of.
+        version: The model version.
+        began: When they were taken on, on the timer.
+        gone: Rows that were given up before they were through.
     """
 
     __slots__ = (
-        "_committing",
+        "_ended",
         "_express",
-        "_finish",
-        "_over",
+        "_open",
         "began",
-        "call",
+        "calls",
         "chunk",
-        "error",
-        "owner_limit",
-        "reply",
-        "session",
-        "tag",
+        "gone",
+        "places",
+        "sessions",
         "tick",
+        "version",
     )
 
-    def __init__(
-        self,
-        express: "Express",
-        call: StepCall,
-        session: Session,
-        owner_limit: int | None,
-        tag: Any,
-        finish: Callable[["ExpressStep"], None],
-        began: float,
-    ) -> None:
+    def __init__(self, express: "Express", calls: StepCalls, version: ModelVersion, ended: Ended, began: float) -> None:
         self._express = express
-        self._finish = finish
-        self._over = False
-        self.call = call
-        self.session = session
-        self.owner_limit = owner_limit
-        self.tag = tag
+        self._ended = ended
+        self._open: set[int] = set()  # rows that are not through
+        self.calls = calls
+        self.version = version
         self.began = began
-        self._committing = began
+        self.gone: set[int] = set()
+        # By row: its place in ``calls``, and the session that it runs on.
+        self.places: list[int] = []
+        self.sessions: list[Session] = []
         self.chunk: Chunk | None = None
         self.tick = 0
-        self.reply: StepReply | None = None
-        self.error: BaseException | None = None
 
-    def done(self) -> bool:
-        """Whether it is through, one way or another."""
-        return self._over
+    def __len__(self) -> int:
+        """How many are not through."""
+        return len(self._open)
 
-    def set_result(self, result: tuple[FloatArray, FloatArray]) -> None:
-        """Its batch is through: commits the new state, and only then is the step answered."""
-        self.chunk = None
-        self._committing = self._express.timer()
-        try:
-            self._express.commit(self, *result)
-        except Exception as error:  # noqa: BLE001 - it is told to the caller, and the batcher goes on
-            self.error = error
-            self._end()
+    def start(self, tick: int, chunk: Chunk) -> None:
+        """All its rows are there, and wait for their batch."""
+        self.tick, self.chunk = tick, chunk
+        self._open.update(range(len(self.places)))
 
-    def committed(self, outcome: Committed | Refused | Exception) -> None:
-        """Its commit is through, or nobody knows. Whom it was given up by has been told already."""
-        if self._over:
-            return
-        if isinstance(outcome, Committed):
-            self.reply = self._express.committed(self, outcome, self._committing)
-        elif isinstance(outcome, Refused):
-            self._express.refused(self, outcome)
-        else:
-            self.error = outcome
-        self._end()
+    def names(self) -> Iterable[str]:
+        """What those that are not through may be cancelled by."""
+        return (self.calls.names[self.places[row]] for row in self._open)
 
-    def set_exception(self, error: BaseException) -> None:
-        """It could not be run."""
-        if not isinstance(error, _LOOK_AGAIN):
-            self.error = error
-        self._end()
-
-    def cancel(self) -> None:
-        """Its caller gives it up."""
-        self._give_up(asyncio.CancelledError())
+    def cancel(self, name: str | None = None) -> None:
+        """Its caller gives up the step of this name; all of them where there is none."""
+        rows = [row for row in self._open if name is None or self.calls.names[self.places[row]] == name]
+        self._give_up(rows, asyncio.CancelledError())
 
     def expire(self) -> None:
-        """Its time limit has passed."""
-        self._give_up(
-            DeadlineExceeded("the step's time limit passed; whether it was applied shows when it is sent again")
-        )
+        """Their time limit has passed."""
+        error = DeadlineExceeded("the step's time limit passed; whether it was applied shows when it is sent again")
+        self._give_up(self._open, error)
 
-    def _give_up(self, error: BaseException) -> None:
-        if self._over:
-            return
-        self.error = error
-        chunk = self.chunk
-        self._end()
-        if chunk is not None:
-            chunk.leave()
-
-    def _end(self) -> None:
-        self._over = True
-        if isinstance(self.error, ServiceError):
-            self.error.version = self.session.info.version
-        self.chunk = None
-        self._express.end(self)
+    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray) -> None:
+        """Their batch is through: commits the new states, and only then are they answered."""
         try:
-            self._finish(self)
+            self._express.commit(self, rows, outputs, states)
+        except Exception as error:  # noqa: BLE001 - it is told to the caller, and the batcher goes on
+            self._through(rows, [error] * len(rows))
+
+    def committed(self, rows: Sequence[int], committing: float, told: Sequence[Told]) -> None:
+        """Their commits are through, or nobody knows. Whom one was given up by has been told already."""
+        came: list[Came] = []
+        written = 0
+        for one in told:
+            if isinstance(one, Session):
+                written += 1
+                came.append(one.last.reply if one.last is not None else None)
+            elif isinstance(one, Refused):
+                self._express.refused(self, one)
+                came.append(None)
+            else:
+                came.append(one)
+        if written:
+            self._express.told(self, written, committing)
+        self._through(rows, came)
+
+    def set_exception(self, rows: Sequence[int], error: BaseException) -> None:
+        """They could not be run."""
+        self._through(rows, [None if isinstance(error, _LOOK_AGAIN) else error] * len(rows))
+
+    def _give_up(self, rows: Iterable[int], error: BaseException) -> None:
+        rows = tuple(rows)
+        self.gone.update(rows)
+        self._through(rows, [error] * len(rows))
+        if self.chunk is not None:
+            for row in rows:
+                self.chunk.leave(row)
+
+    def _through(self, rows: Sequence[int], came: Sequence[Came]) -> None:
+        """Lets go of what they held, and tells what they came to; each of them once."""
+        if not self._open.issuperset(rows):
+            open_ = [at for at, row in enumerate(rows) if row in self._open]
+            rows, came = [rows[at] for at in open_], [came[at] for at in open_]
+        if not rows:
+            return
+        self._open.difference_update(rows)
+        for one in came:
+            if isinstance(one, ServiceError):
+                one.version = self.version.key
+        self._express.end(self, rows)
+        try:
+            self._ended(self, [self.places[row] for row in rows], came)
         except Exception:  # noqa: BLE001 - the batcher, which called this, goes on
-            _log.exception("a step that is through could not be answered")
+            _log.exception("steps that are through could not be answered")
 
 
 class Express:
@@ -156,7 +165,6 @@ class Express:
         batcher: Batches steps.
         admission: How much is taken on.
         turns: One step of a session runs at a time.
-        check: Raises where a call does not fit its session and model.
         checkout: Seconds for which a session is kept for a step with this deadline.
         observer: Hears of every step.
         timer: Seconds: what durations are told by.
@@ -170,7 +178,6 @@ class Express:
         batcher: Batcher,
         admission: Admission,
         turns: Turns,
-        check: Callable[[ModelVersion, StepCall, Session], None],
         checkout: Callable[[float], float],
         observer: Observer,
         timer: Callable[[], float],
@@ -180,70 +187,125 @@ class Express:
         self._batcher = batcher
         self._admission = admission
         self._turns = turns
-        self._check = check
         self._checkout = checkout
         self._observer = observer
-        self.timer = timer
+        self._timer = timer
         self._deadlines = Deadlines()
 
     def begin(
-        self, call: StepCall, owner_limit: int | None, tag: Any, finish: Callable[[ExpressStep], None]
-    ) -> ExpressStep | None:
-        """Takes a step on, unless it has to go the long way: then nothing has happened.
+        self, calls: StepCalls, owner_limit: int | None, ended: Ended
+    ) -> tuple[Sequence[ExpressSteps], Sequence[int]]:
+        """Takes steps on, except for those that have to go the long way: for them nothing has happened.
 
         Args:
-            call: The step.
-            owner_limit: The most steps that the session's owner may have under way.
-            tag: Kept in the step.
-            finish: Called once with the step when it is through; never before this returns.
+            calls: The steps, each of another session.
+            owner_limit: The most steps that the sessions' owner may have under way.
+            ended: Called with the steps when they are through, with some or all of them; never before this returns.
 
         Returns:
-            The step under way, or None.
-
-        Raises:
-            ServiceError: it has to go the long way, which will say this in its turn.
+            The steps under way, by model version, and the places of those that have to go the long way.
         """
-        began = self.timer()
-        if not self._turns.free(call.key):
+        began = self._timer()
+        seconds = self._checkout(calls.deadline)
+        by_version: dict[tuple[object, str], ExpressSteps] = {}
+        left: list[int] = []
+        for place, (session_id, position, digest) in enumerate(
+            zip(calls.session_ids, calls.positions, calls.digests, strict=True)
+        ):
+            session = self._at_hand(tuple_of(SessionKey, (calls.principal, session_id)), position, digest, seconds)
+            if session is None:
+                left.append(place)
+                continue
+            info = session.info
+            steps = by_version.get((info.version, info.fingerprint))
+            if steps is None:
+                try:
+                    version = self._catalog.pinned(info)
+                except ServiceError:
+                    left.append(place)
+                    continue
+                steps = ExpressSteps(self, calls, version, ended, began)
+                by_version[info.version, info.fingerprint] = steps
+            if not _fits(steps.version, calls.inputs, session.state):
+                left.append(place)
+                continue
+            self._turns.take(info.key)
+            steps.places.append(place)
+            steps.sessions.append(session)
+        begun = [steps for steps in by_version.values() if steps.places and self._start(steps, owner_limit, left)]
+        return begun, left
+
+    def _at_hand(self, key: SessionKey, position: int | None, digest: bytes, seconds: float) -> Session | None:
+        """The session, if this is its next step and nothing stands in the way."""
+        if not self._turns.free(key):
             return None
-        session = self._store.load_now(call.key)
-        if session is None or judge(session, call.position, call.digest) is not Verdict.RUN:
+        try:
+            session = self._store.load_now(key)
+            if session is None or judge(session, position, digest) is not Verdict.RUN:
+                return None
+            return session if self._store.extend_now(session, seconds) else None
+        except Exception:  # noqa: BLE001 - the long way fails too, and knows what to make of it
             return None
-        version = self._catalog.pinned(session.info)
-        self._check(version, call, session)
-        self._admission.take(call.inputs.nbytes, call.caller, owner_limit)
-        self._turns.take(call.key)
-        if not self._store.extend_now(call.key, self._checkout(call.deadline)):
-            self._let_go(call)
-            return None
-        step = ExpressStep(self, call, session, owner_limit, tag, finish, began)
-        step.tick = self._deadlines.add(step, call.deadline)
-        step.chunk = self._batcher.put(version, call.inputs, session.state, call.deadline, step, call.caller)
-        return step
 
-    def commit(self, step: ExpressStep, outputs: FloatArray, state: FloatArray) -> None:
-        """Has what a step came to written; the store tells the step how that went."""
-        call, session = step.call, step.session
-        reply = StepReply(session.position + len(call.inputs), outputs)
-        commit = Commit(session.token, call.position, session.position, call.digest, state, reply)
-        self._store.commit_soon(session, commit, step.committed)
+    def _start(self, steps: ExpressSteps, owner_limit: int | None, left: list[int]) -> bool:
+        """Puts steps in their queue; where there is no room for all of them, all go the long way."""
+        calls, rows = steps.calls, len(steps.places)
+        try:
+            self._admission.take(rows * _bytes_of_one(calls), calls.caller, owner_limit, rows)
+        except ServiceError:
+            for session in steps.sessions:
+                self._turns.release(session.info.key)
+            left += steps.places
+            left.sort()
+            return False
+        inputs = calls.inputs if rows == len(calls.inputs) else calls.inputs[steps.places]
+        states = [session.state for session in steps.sessions]
+        chunk = self._batcher.put(steps.version, inputs, states, calls.deadline, steps, calls.caller)
+        steps.start(self._deadlines.add(steps, calls.deadline), chunk)
+        return True
 
-    def committed(self, step: ExpressStep, outcome: Committed, committing: float) -> StepReply | None:
-        """The reply of a step whose commit was written."""
-        now = self.timer()
-        self._observer.step_committed(step.session.info.version, now - step.began, now - committing)
-        last = outcome.session.last
-        return last.reply if last is not None else None
+    def commit(self, steps: ExpressSteps, rows: Sequence[int], outputs: FloatArray, states: FloatArray) -> None:
+        """Has what steps came to written; the store tells them how that went."""
+        committing = self._timer()
+        if steps.gone:
+            kept = [at for at, row in enumerate(rows) if row not in steps.gone]
+            rows, outputs, states = [rows[at] for at in kept], outputs[kept], states[kept]
+            if not rows:
+                return
+        positions, digests, places = steps.calls.positions, steps.calls.digests, steps.places
+        time = outputs.shape[1]
+        sessions = [steps.sessions[row] for row in rows]
+        commits = []
+        for row, session, output, state in zip(rows, sessions, outputs, states, strict=True):
+            place, begin = places[row], session.position
+            # Copies, so that no session holds on to a whole batch.
+            reply = tuple_of(StepReply, (begin + time, output.copy()))
+            commit = (session.token, positions[place], begin, digests[place], state.copy(), reply)
+            commits.append(tuple_of(Commit, commit))
+        self._store.commit_soon(sessions, commits, functools.partial(steps.committed, rows, committing))
 
-    def refused(self, step: ExpressStep, outcome: Refused) -> None:
-        """Its session is no longer what it ran on: the long way finds out what that means."""
-        self._observer.commit_refused(step.session.info.version, outcome.verdict.value)
+    def told(self, steps: ExpressSteps, count: int, committing: float) -> None:
+        """So many commits of steps were written."""
+        now = self._timer()
+        self._observer.steps_committed(steps.version.key, count, now - steps.began, now - committing)
 
-    def end(self, step: ExpressStep) -> None:
-        """Lets go of what a step held."""
-        self._deadlines.discard(step, step.tick)
-        self._let_go(step.call)
+    def refused(self, steps: ExpressSteps, outcome: Refused) -> None:
+        """A session is no longer what its step ran on: the long way finds out what that means."""
+        self._observer.commit_refused(steps.version.key, outcome.verdict.value)
 
-    def _let_go(self, call: StepCall) -> None:
-        self._turns.release(call.key)
-        self._admission.give_back(call.inputs.nbytes, call.caller)
+    def end(self, steps: ExpressSteps, rows: Sequence[int]) -> None:
+        """Lets go of what steps held."""
+        if not steps:
+            self._deadlines.discard(steps, steps.tick)
+        for row in rows:
+            self._turns.release(steps.sessions[row].info.key)
+        self._admission.give_back(len(rows) * _bytes_of_one(steps.calls), steps.calls.caller, len(rows))
+
+
+def _bytes_of_one(calls: StepCalls) -> int:
+    return calls.inputs.nbytes // len(calls.inputs)
+
+
+def _fits(version: ModelVersion, inputs: FloatArray, state: FloatArray | None) -> bool:
+    """Whether a model takes them; where it does not, the long way says so."""
+    return inputs.shape[2] == version.input_dim and (state is None or state.shape == (version.state_size,))

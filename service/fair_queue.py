@@ -2,20 +2,29 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 
 class Queued(Protocol):
-    """What can be queued: something that somebody asked for."""
+    """What can be queued: some rows that somebody asked for. How many must not change while it is queued."""
 
     caller: str
+
+    def __len__(self) -> int: ...
+
+    def split(self, count: int, /) -> Self:
+        """Its first ``count`` rows; the others stay."""
+        ...
 
 
 _T = TypeVar("_T", bound=Queued)
 
 
 class FairQueue(Generic[_T]):
-    """First in, first out for each caller; callers take turns. Every operation takes the same time at any length."""
+    """First in, first out for each caller; callers take turns. Its length is the rows in it.
+
+    Every operation but ``keep`` takes the same time at any length.
+    """
 
     def __init__(self) -> None:
         self._queues: dict[str, deque[_T]] = {}  # in the order of their turns; none is empty
@@ -28,25 +37,30 @@ class FairQueue(Generic[_T]):
         for queue in self._queues.values():
             yield from queue
 
+    @property
+    def callers(self) -> int:
+        """How many take turns."""
+        return len(self._queues)
+
     def append(self, item: _T) -> None:
         """Puts an item behind those of its caller; a caller who had none comes last."""
         queue = self._queues.get(item.caller)
         if queue is None:
             queue = self._queues[item.caller] = deque()
         queue.append(item)
-        self._length += 1
+        self._length += len(item)
 
-    def popleft(self) -> _T:
-        """Takes the first item of the caller whose turn it is.
+    def take(self, most: int) -> _T:
+        """Takes the first item of the caller whose turn it is, or of a larger one the first ``most`` rows.
 
         Raises:
             IndexError: it is empty.
         """
-        if not self._length:
-            raise IndexError("pop from an empty queue")
+        if not self._queues:
+            raise IndexError("take from an empty queue")
         caller, queue = next(iter(self._queues.items()))
-        item = queue.popleft()
-        self._length -= 1
+        item = queue[0].split(most) if len(queue[0]) > most else queue.popleft()
+        self._length -= len(item)
         if not queue:
             del self._queues[caller]
         elif len(self._queues) > 1:
@@ -55,7 +69,7 @@ class FairQueue(Generic[_T]):
         return item
 
     def keep(self, wanted: Callable[[_T], bool]) -> None:
-        """Drops the items that are not wanted."""
+        """Drops the items that are not wanted; ``wanted`` may drop rows of one."""
         kept = {caller: deque(filter(wanted, queue)) for caller, queue in self._queues.items()}
         self._queues = {caller: queue for caller, queue in kept.items() if queue}
-        self._length = sum(map(len, self._queues.values()))
+        self._length = sum(len(item) for item in self)

@@ -15,21 +15,21 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from service.chunk import Chunk
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Executor
 from service.fair_queue import FairQueue
 from service.observing import BatchRun, Observer
-from service.types import BoolArray, FloatArray, ModelVersion, StepBatch, StepBatchResult
+from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult
 
 _log = logging.getLogger(__name__)
 
 # Of each batch, what is kept for chunks of several turns while shorter ones wait.
 _LONG_SHARE = 0.25
-_NOTHING: FloatArray = np.empty((0, 0), np.float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,86 +51,6 @@ class BatchPolicy:
     executor_timeout: float
     shared_steps: int = 2
     shared_seconds: float = 0.0
-
-
-class Outcome(Protocol):
-    """Where the outcome of a chunk goes: an ``asyncio.Future``, or what behaves like one."""
-
-    def done(self) -> bool:
-        """Whether it has one already, or nobody waits for it any more."""
-        ...
-
-    def set_result(self, result: tuple[FloatArray, FloatArray], /) -> None:
-        """The chunk's outputs, and the state after them. Must not raise."""
-        ...
-
-    def set_exception(self, error: BaseException, /) -> None:
-        """Why it could not be run. Must not raise."""
-        ...
-
-
-class Chunk:
-    """A chunk on its way through: ``taken`` of its time steps have run and brought it to ``state``.
-
-    ``turn`` is how many run in the batch that it is in, ``waits`` whether it is in none, ``since`` when it last went
-    into the queue, ``origin`` what it came from.
-    """
-
-    __slots__ = (
-        "_lane",
-        "caller",
-        "deadline",
-        "future",
-        "inputs",
-        "origin",
-        "outputs",
-        "since",
-        "state",
-        "taken",
-        "turn",
-        "waits",
-    )
-
-    def __init__(
-        self,
-        lane: "Lane",
-        inputs: FloatArray,
-        state: FloatArray | None,
-        deadline: float,
-        future: Outcome,
-        caller: str = "",
-    ) -> None:
-        self._lane = lane
-        self.caller = caller
-        self.inputs = inputs
-        self.state = state
-        self.deadline = deadline
-        self.future = future
-        self.taken = 0
-        self.turn = 0
-        self.waits = False
-        self.since = 0.0
-        self.origin: object = None
-        self.outputs: list[FloatArray] = []
-
-    @property
-    def left(self) -> int:
-        """Time steps that are still to run."""
-        return len(self.inputs) - self.taken
-
-    def leave(self) -> None:
-        """Its caller gave it up; ``future`` says that it is done."""
-        self._lane.left(self)
-
-    def drop(self) -> None:
-        """Lets go of what it holds."""
-        self.inputs, self.state = _NOTHING, None
-        self.outputs.clear()
-
-    def fail(self, error: Exception) -> None:
-        """Tells its caller why it could not be run."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class _Ran(NamedTuple):
@@ -178,7 +98,7 @@ class Lane:
 
     @property
     def queued(self) -> int:
-        """Chunks that wait; those that were cancelled may be among them."""
+        """Rows of chunks that wait; those that were cancelled may be among them."""
         return len(self._short) + len(self._long)
 
     def put(self, item: Chunk) -> None:
@@ -192,15 +112,12 @@ class Lane:
         item.waits = True
         self._filled.set()
 
-    def left(self, item: Chunk) -> None:
-        """Its caller gave it up: what it holds is let go at once, its place in the queue soon."""
-        if not item.waits:  # a batch reads it, and runs without it from then on
-            return
-        item.drop()
+    def left(self) -> None:
+        """Somebody gave up a row that waits: its place in the queue is let go soon."""
         self._gone += 1
         if 2 * self._gone > self.queued:
             for queue in (self._short, self._long):
-                queue.keep(lambda waiting: not waiting.future.done())
+                queue.keep(Chunk.sift)
             self._gone = 0
 
     async def close(self) -> None:
@@ -247,22 +164,29 @@ class Lane:
 
     async def _hand_out(self, ran: _Ran) -> None:
         """Resolves the items that are through, queues the others again, and fails what has to fail."""
-        if isinstance(ran.error, BadModelOutput) and len(ran.items) > 1:
-            # One item fails, not its batch: the halves are run again, down to single items.
-            middle = len(ran.items) // 2
-            for half in (ran.items[:middle], ran.items[middle:]):
+        if isinstance(ran.error, BadModelOutput) and _rows(ran.items) > 1:
+            # One row fails, not its batch: the halves are run again, down to single rows.
+            for half in _halves(ran.items):
                 await self._hand_out(await self._call(half))
             return
         if ran.result is None:
             for item in ran.items:
                 item.fail(ran.error or AssertionError("no result and no error"))
             return
-        bad = _bad_rows(ran.result, len(ran.items))
-        for row, item in enumerate(ran.items):
-            if bad is not None and bad[row]:
-                item.fail(BadModelOutput("the model answered NaN or Inf for this step"))
-            elif not item.future.done():
-                self._advance(item, ran.result, row)
+        bad = _bad_rows(ran.result, _rows(ran.items))
+        begin = 0
+        for item in ran.items:
+            end = begin + len(item)
+            outputs, states = ran.result.outputs[begin:end, : item.turn], ran.result.state[begin:end]
+            if bad is not None and bad[begin:end].any():
+                good = [at for at in range(len(item)) if not bad[begin + at]]
+                lost = [row for at, row in enumerate(item.rows) if bad[begin + at]]
+                item.outcome.set_exception(lost, BadModelOutput("the model answered NaN or Inf for this step"))
+                item.keep(good)
+                outputs, states = outputs[good], states[good]
+            if len(item):
+                item.advance(outputs, states)
+            begin = end
 
     def _form(self) -> list[Chunk]:
         """Takes the next batch off the queues, and gives each of its items its turn; it may be empty."""
@@ -272,7 +196,7 @@ class Lane:
         kept_for_long = min(len(self._long), int(self._owed))
         self._owed -= kept_for_long
         short = self._take(self._short, self._max_rows - kept_for_long)
-        long = self._take(self._long, self._max_rows - len(short))
+        long = self._take(self._long, self._max_rows - _rows(short))
         for item in short:
             item.turn = item.left
         turn = policy.max_steps_per_turn
@@ -283,22 +207,24 @@ class Lane:
         items = short + long
         if items:
             now = self._timer()
-            self._observer.batch_formed(self._version.key, [now - item.since for item in items])
+            waits = [now - item.since for item in items for _ in item.rows]
+            self._observer.batch_formed(self._version.key, waits)
         return items
 
     def _take(self, queue: FairQueue[Chunk], count: int) -> list[Chunk]:
-        """Up to ``count`` items that somebody still waits for."""
+        """Up to ``count`` rows that somebody still waits for, of each caller about as many."""
         now = self._clock()
         taken: list[Chunk] = []
-        while queue and len(taken) < count:
-            item = queue.popleft()
-            if item.future.done():  # cancelled by its caller
+        while queue and count > 0:
+            item = queue.take(max(1, count // queue.callers))
+            if not item.sift():  # cancelled by their callers
                 continue
             if item.deadline <= now:
                 item.fail(DeadlineExceeded("the step's time limit passed while it waited to run"))
                 continue
             item.waits = False
             taken.append(item)
+            count -= len(item)
         return taken
 
     async def _execute(self, items: Sequence[Chunk]) -> StepBatchResult:
@@ -318,44 +244,51 @@ class Lane:
 
     def _ran(self, items: Sequence[Chunk], batch: StepBatch, seconds: float, *, failed: bool) -> BatchRun:
         rows, steps, _ = batch.inputs.shape
-        asked = sum(item.turn for item in items)
-        return BatchRun(self._version.key, len(items), asked, rows * steps, seconds, failed)
+        asked = sum(item.turn * len(item) for item in items)
+        return BatchRun(self._version.key, _rows(items), asked, rows * steps, seconds, failed)
 
     def _gather(self, items: Sequence[Chunk]) -> StepBatch:
         """Pads one slice of each item to the executor's bucket: one copy in for each row."""
-        slices = [item.turn for item in items]
-        rows, steps = self._executor.bucket(len(items), max(slices))
+        used = _rows(items)
+        rows, steps = self._executor.bucket(used, max(item.turn for item in items))
         batch = StepBatch(
             inputs=np.zeros((rows, steps, self._version.input_dim), np.float32),
             lengths=np.zeros(rows, np.int32),
             reset=np.zeros(rows, np.bool_),
             state=np.empty((rows, self._version.state_size), np.float32),
-            origins=tuple(item.origin for item in items),
+            origins=tuple(item.origin for item in items for _ in item.rows),
         )
-        batch.lengths[: len(items)] = slices
-        for row, (item, length) in enumerate(zip(items, slices, strict=True)):
-            batch.inputs[row, :length] = item.inputs[item.taken : item.taken + length]
-            if item.state is None:
-                batch.reset[row] = True
-                batch.state[row] = 0
-            else:
-                batch.state[row] = item.state
+        begin = 0
+        for item in items:
+            end = begin + len(item)
+            batch.lengths[begin:end] = item.turn
+            item.gather(batch.inputs[begin:end], batch.state[begin:end], batch.reset[begin:end])
+            begin = end
         # Padding rows step nothing; the initial state is one that every model can be relied on to handle.
-        batch.reset[len(items) :] = True
-        batch.state[len(items) :] = 0
+        batch.reset[used:] = True
+        batch.state[used:] = 0
         return batch
 
-    def _advance(self, item: Chunk, result: StepBatchResult, row: int) -> None:
-        """Moves one item on by the slice that ran: one copy out, so that no session holds on to a whole batch."""
-        length = item.turn
-        item.outputs.append(result.outputs[row, :length].copy())
-        item.state = result.state[row].copy()
-        item.taken += length
-        if item.taken < len(item.inputs):
-            self.put(item)
-            return
-        outputs = item.outputs[0] if len(item.outputs) == 1 else np.concatenate(item.outputs)
-        item.future.set_result((outputs, item.state))
+
+def _rows(items: Sequence[Chunk]) -> int:
+    return sum(map(len, items))
+
+
+def _halves(items: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Half of the rows of some chunks, and the other half."""
+    room = _rows(items) // 2
+    first: list[Chunk] = []
+    second: list[Chunk] = []
+    for item in items:
+        if len(item) <= room:
+            first.append(item)
+            room -= len(item)
+            continue
+        if room:
+            first.append(item.split(room))
+            room = 0
+        second.append(item)
+    return first, second
 
 
 async def _settled(call: asyncio.Task[_Ran]) -> _Ran:

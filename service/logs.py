@@ -59,9 +59,14 @@ class RequestLog:
         self._draw = draw
         self._log = logging.getLogger("service.requests")
 
+    @property
+    def on(self) -> bool:
+        """Whether any request gets a line."""
+        return self._log.isEnabledFor(logging.DEBUG)
+
     def wanted(self) -> bool:
         """Whether the request that is asked for gets a line."""
-        return self._log.isEnabledFor(logging.DEBUG) and (self._share >= 1 or self._draw() < self._share)
+        return self.on and (self._share >= 1 or self._draw() < self._share)
 
     def write(self, rpc: str, *, code: str, seconds: float, session_id: str = "", **facts: object) -> None:
         """Writes the line."""

@@ -199,11 +199,11 @@ class Metrics(Observer, Collector):
         for histogram in numbers.histograms:
             histogram.settle()
 
-    def step_committed(self, key: VersionKey, seconds: float, commit_seconds: float) -> None:
-        """See ``Observer.step_committed``."""
+    def steps_committed(self, key: VersionKey, count: int, seconds: float, commit_seconds: float) -> None:
+        """See ``Observer.steps_committed``."""
         numbers = self._of(key)
-        numbers.step.add(seconds)
-        numbers.commit.add(commit_seconds)
+        numbers.step.extend([seconds] * count)
+        numbers.commit.extend([commit_seconds] * count)
 
     def step_replayed(self, key: VersionKey) -> None:
         """See ``Observer.step_replayed``."""

@@ -41,8 +41,8 @@ class Observer:
     def batch_ran(self, run: BatchRun) -> None:
         """The executor was called."""
 
-    def step_committed(self, key: VersionKey, seconds: float, commit_seconds: float) -> None:
-        """A step was applied, so many seconds after it was taken on; its commit took the last of them."""
+    def steps_committed(self, key: VersionKey, count: int, seconds: float, commit_seconds: float) -> None:
+        """So many steps were applied, each so long after it was taken on; its commit took the last of it."""
 
     def step_replayed(self, key: VersionKey) -> None:
         """A step that had been applied was sent again and got its stored reply."""

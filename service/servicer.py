@@ -1,9 +1,10 @@
 """The two services of the public API: parse, call the engine, render."""
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +20,14 @@ from service import codec
 from service.catalog import not_served
 from service.engine import Engine
 from service.errors import ServiceError
-from service.express import ExpressStep
+from service.express import Came, ExpressSteps
 from service.identity import current, current_connection
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
 from service.seal import Sealer
 from service.status import status_of
 from service.step_stream import Arrived, StepStream
-from service.types import SessionKey, StepCall
+from service.types import SessionKey, StepCall, StepCalls, StepReply
 
 _log = logging.getLogger(__name__)
 
@@ -168,32 +169,67 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         deadline = asyncio.get_running_loop().time() + (self._limits.step_timeout if limit is None else limit)
         return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes, current_connection() or owner)
 
-    def _begin(self, request: pb.StepRequest, arrived: Arrived) -> ExpressStep | None:
-        """Begins a step of a stream without a task, where that goes; whatever is wrong is told the other way."""
+    def _begin(
+        self, requests: Sequence[pb.StepRequest], arrived: Arrived
+    ) -> tuple[Sequence[ExpressSteps], Sequence[pb.StepRequest]]:
+        """Begins steps of a stream without tasks, as far as that goes; whatever is wrong is told the other way."""
         express = self._express
         if express is None:
-            return None
+            return (), requests
         try:
             principal = current()
-            call = self._parse(request, principal.name)
-            return express.begin(call, principal.max_queued_steps, (request, arrived), self._arrived)
-        except Exception:  # noqa: BLE001 - the other way fails too, and knows what to make of it
-            return None
+        except ServiceError:
+            return (), requests
+        caller = current_connection() or principal.name
+        now = asyncio.get_running_loop().time()
+        alike, others = codec.parse_alike(requests, self._limits.max_chunk_bytes)
+        handles: list[ExpressSteps] = []
+        left = list(others)
+        for steps in alike:
+            calls = StepCalls(
+                principal=principal.name,
+                session_ids=steps.session_ids,
+                positions=steps.positions,
+                inputs=steps.inputs,
+                digests=steps.digests,
+                deadline=now + (self._limits.step_timeout if steps.limit is None else steps.limit),
+                caller=caller,
+                names=steps.names,
+            )
+            ended = functools.partial(self._ended, steps.requests, arrived)
+            begun, places = express.begin(calls, principal.max_queued_steps, ended)
+            handles += begun
+            left += [steps.requests[place] for place in places]
+        return handles, left
 
-    def _arrived(self, step: ExpressStep) -> None:
-        """Renders what a step came to that had no task."""
-        request, arrived = step.tag
-        if step.reply is not None:
-            response = codec.render_reply(request, step.reply)
-            if self._requests.wanted():
-                self._note(request, "OK", "", step.began)
-        elif step.error is not None:
-            if not isinstance(step.error, ServiceError | asyncio.CancelledError):
-                _log.error("a step failed in a way that it should not", exc_info=step.error)
-            response = self._refuse(request, step.error, step.began)
-        else:
-            response = None
-        arrived(step, response)
+    def _ended(
+        self,
+        requests: Sequence[pb.StepRequest],
+        arrived: Arrived,
+        steps: ExpressSteps,
+        places: Sequence[int],
+        came: Sequence[Came],
+    ) -> None:
+        """Renders what steps came to that had no tasks."""
+        message = pb.StreamStepsResponse()
+        replied = [
+            (requests[place], one) for place, one in zip(places, came, strict=True) if isinstance(one, StepReply)
+        ]
+        codec.render_replies(replied, message)
+        if self._requests.on:
+            for request, _ in replied:
+                if self._requests.wanted():
+                    self._note(request, "OK", "", steps.began)
+        again: list[pb.StepRequest] = []
+        if len(replied) < len(came):
+            for place, one in zip(places, came, strict=True):
+                if one is None:
+                    again.append(requests[place])
+                elif isinstance(one, BaseException):
+                    if not isinstance(one, ServiceError | asyncio.CancelledError):
+                        _log.error("a step failed in a way that it should not", exc_info=one)
+                    message.responses.append(self._refuse(requests[place], one, steps.began))
+        arrived(steps, message, again)
 
     async def _new_key(self, session_id: str, field: str = "session_id") -> SessionKey:
         """The key of a session that is to be made, if its owner may have one more."""

@@ -3,16 +3,19 @@
 import asyncio
 from collections import deque
 from types import TracebackType
+from typing import TypeAlias
 
 from service.types import SessionKey
+
+_Waiting: TypeAlias = dict[SessionKey, deque[asyncio.Future[None]] | None]
 
 
 class Turns:
     """A first-in-first-out lock for every session, which costs nothing for sessions that nobody steps."""
 
     def __init__(self) -> None:
-        # A key is here while somebody holds its turn; its deque holds those who wait.
-        self._waiting: dict[SessionKey, deque[asyncio.Future[None]]] = {}
+        # A key is here while somebody holds its turn; its deque holds those who wait, once somebody does.
+        self._waiting: _Waiting = {}
 
     def of(self, key: SessionKey) -> "_Turn":
         """``async with turns.of(key):`` runs its body alone for this key."""
@@ -24,7 +27,7 @@ class Turns:
 
     def take(self, key: SessionKey) -> None:
         """Takes a turn that is free, until ``release``."""
-        self._waiting[key] = deque()
+        self._waiting[key] = None
 
     def release(self, key: SessionKey) -> None:
         """Hands a turn to the first of those who wait for it."""
@@ -36,15 +39,17 @@ class _Turn:
 
     __slots__ = ("_key", "_waiting")
 
-    def __init__(self, waiting: dict[SessionKey, deque[asyncio.Future[None]]], key: SessionKey) -> None:
+    def __init__(self, waiting: _Waiting, key: SessionKey) -> None:
         self._waiting = waiting
         self._key = key
 
     async def __aenter__(self) -> None:
-        queue = self._waiting.get(self._key)
-        if queue is None:
-            self._waiting[self._key] = deque()
+        if self._key not in self._waiting:
+            self._waiting[self._key] = None
             return
+        queue = self._waiting[self._key]
+        if queue is None:
+            queue = self._waiting[self._key] = deque()
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         queue.append(mine)
         try:
@@ -61,7 +66,7 @@ class _Turn:
         _release(self._waiting, self._key)
 
 
-def _release(waiting: dict[SessionKey, deque[asyncio.Future[None]]], key: SessionKey) -> None:
+def _release(waiting: _Waiting, key: SessionKey) -> None:
     queue = waiting[key]
     while queue:
         following = queue.popleft()

@@ -214,7 +214,9 @@ class SessionStore(Protocol):
         ...
 
 
-Tell = Callable[[Committed | Refused | Exception], None]
+# What became of commits: the session as it is now, or why nothing was written.
+Told = Session | Refused | Exception
+Tell = Callable[[Sequence[Told]], None]
 
 
 @runtime_checkable
@@ -225,25 +227,29 @@ class LocalStore(Protocol):
         """``SessionStore.load``; None where the session is not at hand."""
         ...
 
-    def extend_now(self, key: SessionKey, seconds: float) -> bool:
-        """``SessionStore.extend``; False, and nothing is done, where that cannot be done at once."""
+    def extend_now(self, session: Session, seconds: float) -> bool:
+        """``SessionStore.extend`` of what was just loaded; False, and nothing is done, where that takes more."""
         ...
 
-    def commit_soon(self, session: Session, commit: Commit, tell: Tell) -> None:
-        """``SessionStore.commit`` of a step that ran on ``session``; ``tell`` is called with what it comes to.
+    def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:
+        """``SessionStore.commit`` of steps that ran on ``sessions``; ``tell`` is called with what each comes to.
 
-        Called before this returns or later, once, with the outcome or with what ``commit`` would raise. The commit is
-        carried through whatever becomes of the caller.
+        Called before this returns or later, once, with the outcomes or with what ``commit`` would raise. The commits
+        are carried through whatever becomes of the caller.
         """
         ...
 
 
 def new_token() -> bytes:
     """128 random bits: no two commits of any history share one."""
-    try:
-        return _drawn.pop()
-    except IndexError:
-        # One call of the operating system's for many of them.
-        block = secrets.token_bytes(_TOKENS_AT_ONCE * TOKEN_BYTES)
-        _drawn.extend(block[at : at + TOKEN_BYTES] for at in range(0, len(block), TOKEN_BYTES))
-        return _drawn.pop()
+    return new_tokens(1)[0]
+
+
+def new_tokens(count: int) -> list[bytes]:
+    """So many of them. One call of the operating system's makes many."""
+    if len(_drawn) < count:
+        block = secrets.token_bytes(max(_TOKENS_AT_ONCE, count) * TOKEN_BYTES)
+        _drawn.extend([block[at : at + TOKEN_BYTES] for at in range(0, len(block), TOKEN_BYTES)])
+    drawn = _drawn[-count:]
+    del _drawn[-count:]
+    return drawn

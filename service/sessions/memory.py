@@ -14,10 +14,12 @@ from service.sessions import (
     SessionInfo,
     SessionSummary,
     Tell,
+    Told,
     judge,
     new_token,
+    new_tokens,
 )
-from service.types import FloatArray, SessionKey, VersionKey
+from service.types import FloatArray, SessionKey, VersionKey, tuple_of
 
 
 class MemoryStore:
@@ -77,46 +79,43 @@ class MemoryStore:
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``."""
-        self.extend_now(key, seconds)
-
-    def extend_now(self, key: SessionKey, seconds: float) -> bool:
-        """See ``LocalStore.extend_now``."""
         session = self._sessions.get(key)
-        if session is not None and session.expires < (until := self._clock() + seconds):
-            self._sessions[key] = session._replace(expires=until)
+        if session is not None:
+            self.extend_now(session, seconds)
+
+    def extend_now(self, session: Session, seconds: float) -> bool:
+        """See ``LocalStore.extend_now``."""
+        if session.expires < (until := self._clock() + seconds):
+            self._sessions[session.info.key] = session._replace(expires=until)
         return True
 
     async def commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         """See ``SessionStore.commit``."""
-        return self._commit(key, commit)
+        session = self._require(key)
+        outcome = self._commit(session, commit, new_token(), self._clock())
+        return outcome if isinstance(outcome, Refused) else Committed(outcome)
 
-    def commit_soon(self, session: Session, commit: Commit, tell: Tell) -> None:
+    def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:
         """See ``LocalStore.commit_soon``."""
-        outcome: Committed | Refused | Exception
-        try:
-            outcome = self._commit(session.info.key, commit)
-        except SessionNotFound as error:
-            outcome = error
-        tell(outcome)
+        now, there = self._clock(), self._sessions
+        told: list[Told] = []
+        for before, commit, token in zip(sessions, commits, new_tokens(len(commits)), strict=True):
+            session = there.get(before.info.key)
+            if session is None or session.expires <= now:
+                told.append(_not_found(before.info.key))
+            else:
+                told.append(self._commit(session, commit, token, now))
+        tell(told)
 
-    def _commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
-        now = self._clock()
-        session = self._sessions.get(key)
-        if session is None or session.expires <= now:
-            session = self._require(key)
+    def _commit(self, session: Session, commit: Commit, token: bytes, now: float) -> Session | Refused:
         if session.token != commit.token:
             return Refused(judge(session, commit.position, commit.digest), session)
-        after = Session(
-            info=session.info,
-            position=commit.reply.position,
-            state=commit.state,
-            last=LastStep(commit.begin, commit.digest, commit.reply),
-            token=new_token(),
-            last_used=now,
-            expires=now + session.info.ttl,
-        )
-        self._sessions[key] = after
-        return Committed(after)
+        info, _, _, _, _, _, _ = session
+        _, _, begin, digest, state, reply = commit
+        last = tuple_of(LastStep, (begin, digest, reply))
+        after = tuple_of(Session, (info, reply.position, state, last, token, now, now + info.ttl))
+        self._sessions[info.key] = after
+        return after
 
     async def delete(self, key: SessionKey) -> None:
         """See ``SessionStore.delete``."""
@@ -176,7 +175,11 @@ class MemoryStore:
     def _require(self, key: SessionKey) -> Session:
         session = self._live(key, self._clock())
         if session is None:
-            raise SessionNotFound(
-                f"no session {key.session_id!r}: never opened, deleted or expired", session_id=key.session_id
-            )
+            raise _not_found(key)
         return session
+
+
+def _not_found(key: SessionKey) -> SessionNotFound:
+    return SessionNotFound(
+        f"no session {key.session_id!r}: never opened, deleted or expired", session_id=key.session_id
+    )

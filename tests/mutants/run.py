@@ -127,32 +127,48 @@ MUTANTS = (
     Mutant(
         "express: answers before the commit",
         EXPRESS,
-        "        self._store.commit_soon(session, commit, step.committed)\n",
-        "        step.reply = reply\n        step._end()\n"
-        "        self._store.commit_soon(session, commit, step.committed)\n",
+        "        self._store.commit_soon(sessions, commits, functools",
+        "        steps._through(rows, [commit.reply for commit in commits])\n"
+        "        self._store.commit_soon(sessions, commits, functools",
         f"{PROTOCOL}test_exactly_once_over_valkey",
     ),
     Mutant(
         "express: a commit that was refused is answered as if it had been written",
         EXPRESS,
-        "            self._express.refused(self, outcome)\n",
-        "            self.reply = self._express.committed(self, outcome, self._committing)\n",
+        "                came.append(None)\n",
+        "                came.append(one.session.last and one.session.last.reply)\n",
         f"{PROTOCOL}test_exactly_once_over_valkey",
     ),
     Mutant(
         "express: does not look whether a step is the next",
         EXPRESS,
-        "if session is None or judge(session, call.position, call.digest) is not Verdict.RUN:",
+        "if session is None or judge(session, position, digest) is not Verdict.RUN:",
         "if session is None:",
         f"{PROTOCOL}test_exactly_once_over_memory",
     ),
     Mutant(
+        "express: of steps that go together, one gets the state of another",
+        EXPRESS,
+        "zip(rows, sessions, outputs, states, strict=True)",
+        "zip(rows, sessions, outputs, states[::-1], strict=True)",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "express: what was given up while it ran is committed all the same",
+        EXPRESS,
+        "        if steps.gone:\n",
+        "        if False:\n",
+        "tests/service/express_test.py::test_of_steps_that_go_together_one_may_be_given_up_and_one_fail",
+    ),
+    Mutant(
         "memory: a commit makes a session that is not there",
         MEMORY,
-        "        if session is None or session.expires <= now:\n            session = self._require(key)\n",
+        "        session = self._require(key)\n        outcome = ",
+        "        session = self._sessions.get(key)\n"
         "        if session is None:\n"
         "            info = SessionInfo(key, VersionKey('sums', 1), 'f1', 60.0, b'', 0.0)\n"
-        "            session = Session(info, commit.begin, None, None, commit.token, 0.0, 0.0)\n",
+        "            session = Session(info, commit.begin, None, None, commit.token, 0.0, 0.0)\n"
+        "        outcome = ",
         f"{CONTRACT}test_a_commit_never_makes_a_session[memory]",
     ),
     Mutant(

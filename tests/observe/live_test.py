@@ -111,7 +111,7 @@ async def fall_ill(ill):
     await asyncio.gather(*(failing(ill["guarded"], "a") for _ in range(400)))
     slow = ill["slow"].gateway.monitor.observer
     slow.batch_formed(SUMS, [2.0])
-    slow.step_committed(SUMS, 3.0, 0.5)
+    slow.steps_committed(SUMS, 1, 3.0, 0.5)
     slow.loop_late(1.0)
     return held
 

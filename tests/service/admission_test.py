@@ -1,6 +1,9 @@
 import asyncio
+import contextlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.admission import Admission
 from service.errors import Draining, Overloaded
@@ -33,9 +36,9 @@ def test_a_chunk_above_the_byte_limit_runs_alone():
         pass
 
 
-def hold(admission, count, nbytes, caller):
+def hold(admission, count, nbytes, caller, limit=None):
     for _ in range(count):
-        admission.take(nbytes, caller, None)
+        admission.take(nbytes, caller, limit)
 
 
 def test_one_caller_leaves_a_tenth_of_the_places_to_the_others():
@@ -81,3 +84,36 @@ async def test_draining_refuses_and_waits_for_what_is_under_way():
         await asyncio.sleep(0)
         assert not idle.done()
     await idle
+
+
+@given(
+    held=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 40)), max_size=12),
+    count=st.integers(1, 8),
+    nbytes=st.integers(0, 40),
+    limit=st.one_of(st.none(), st.integers(1, 8)),
+)
+def test_many_steps_at_once_are_taken_where_they_would_be_one_after_the_other(held, count, nbytes, limit):
+    def made():
+        admission = Admission(max_steps=12, max_bytes=200)
+        for caller, size in held:
+            with contextlib.suppress(Overloaded):
+                admission.take(size, caller, None)
+        return admission
+
+    together, single = made(), made()
+    before = (together.steps, together.nbytes)
+    try:
+        hold(single, count, nbytes, "a", limit)
+        fit = True
+    except Overloaded:
+        fit = False
+    try:
+        together.take(count * nbytes, "a", limit, count)
+    except Overloaded:
+        assert not fit
+        assert (together.steps, together.nbytes) == before
+    else:
+        assert fit
+        assert (together.steps, together.nbytes) == (single.steps, single.nbytes)
+        together.give_back(count * nbytes, "a", count)
+        assert (together.steps, together.nbytes) == before

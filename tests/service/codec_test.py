@@ -10,6 +10,7 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service import codec
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
+from service.types import StepReply
 
 FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
 LIMIT = 1_000_000
@@ -136,3 +137,78 @@ def test_times():
         with pytest.raises(InvalidArgument) as caught:
             codec.parse_ttl(type(request.timeout)(seconds=seconds), 60, 3600)
         assert caught.value.field == "ttl"
+
+
+ODD = {
+    "rank": lambda request: request.inputs.shape.append(1),
+    "empty": lambda request: request.inputs.shape.__setitem__(0, 0),
+    "bytes": lambda request: setattr(request.inputs, "content", request.inputs.content[:-1]),
+    "dtype": lambda request: setattr(request.inputs, "dtype", 0),
+    "nan": lambda request: setattr(request.inputs, "content", b"\0\0\xc0\x7f" + request.inputs.content[4:]),
+    "id": lambda request: setattr(request, "request_id", "r" * 65),
+    "long": lambda request: request.inputs.CopyFrom(tensor(np.zeros((50, 2), np.float32))),
+    "no time": lambda request: request.timeout.FromNanoseconds(0),
+    "past": lambda request: request.timeout.FromNanoseconds(-1),
+}
+
+
+def is_refused(request):
+    try:
+        codec.parse_timeout(request)
+        codec.parse_step(request, "p", 1.0, 100)
+    except (InvalidArgument, InvalidTensor, MessageTooLarge):
+        return True
+    return False
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 3),
+            st.sampled_from([2, 3]),
+            st.sampled_from([None, 1, 999_999_999, 1_000_000_000, 1_000_000_001, 60 * 10**9]),
+            st.one_of(st.none(), st.integers(0, 9)),
+            st.one_of(st.none(), st.none(), st.sampled_from(sorted(ODD))),
+        ),
+        max_size=12,
+    )
+)
+def test_steps_that_look_alike_are_read_together_as_they_are_one_by_one(wanted):
+    requests = []
+    for number, (time, width, nanoseconds, position, odd) in enumerate(wanted):
+        request = pb.StepRequest(
+            request_id=str(number),
+            session_id=f"s{number}",
+            inputs=tensor(np.full((time, width), number, np.float32)),
+            position=position,
+        )
+        if nanoseconds is not None:
+            request.timeout.FromNanoseconds(nanoseconds)
+        if odd is not None:
+            ODD[odd](request)
+        requests.append(request)
+    alike, others = codec.parse_alike(requests, 100)
+    assert sorted(r.request_id for steps in [*alike, None] for r in (steps.requests if steps else others)) == sorted(
+        request.request_id for request in requests
+    )
+    for request in others:
+        assert is_refused(request)
+    for steps in alike:
+        rows = zip(
+            *(steps.requests, steps.names, steps.session_ids, steps.positions, steps.inputs, steps.digests), strict=True
+        )
+        for request, name, session_id, position, inputs, digest in rows:
+            call = codec.parse_step(request, "p", 1.0, 100)
+            assert (name, session_id) == (request.request_id, call.key.session_id)
+            assert (position, digest) == (call.position, call.digest)
+            np.testing.assert_array_equal(inputs, call.inputs)
+            limit = codec.parse_timeout(request)
+            assert (steps.limit is None) == (limit is None)
+            assert limit is None or limit <= steps.limit < limit + 0.01 + 1e-9
+
+
+def test_replies_are_rendered_as_one_by_one():
+    replies = [(step(request_id=str(n)), StepReply(n, np.full((n, 2), n, np.float32))) for n in range(1, 4)]
+    message = pb.StreamStepsResponse()
+    codec.render_replies(replies, message)
+    assert list(message.responses) == [codec.render_reply(request, reply) for request, reply in replies]

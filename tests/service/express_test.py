@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 
 from service.deadlines import Deadlines
-from service.errors import BadModelOutput, DeadlineExceeded, Overloaded, SessionNotFound
+from service.errors import BadModelOutput, DeadlineExceeded, SessionNotFound
 from service.types import SessionKey, StepBatchResult
 from tests.service.engine_test import KEY, Bench
-from tests.service.support import compute, random_inputs, run_whole
+from tests.service.support import alike, compute, random_inputs, run_whole
+
+
+class Step:
+    """One step of some that were begun together."""
+
+    def __init__(self):
+        self.steps = None
+        self.came = None
+
+    def cancel(self):
+        self.steps.cancel()
 
 
 class Caller:
@@ -20,8 +31,21 @@ class Caller:
         self.through = asyncio.Queue()
 
     def begin(self, inputs, position, *, key=KEY, limit=10.0, owner_limit=None):
-        call = self._bench.call(inputs, position, key=key, limit=limit)
-        return self._bench.engine.express.begin(call, owner_limit, "tag", self.through.put_nowait)
+        """The step; None where it is left to the long way."""
+        step = Step()
+
+        def ended(steps, places, came):
+            assert (steps, places) == (step.steps, [0])
+            (step.came,) = came
+            self.through.put_nowait(step)
+
+        calls = alike([self._bench.call(inputs, position, key=key, limit=limit)])
+        begun, left = self._bench.engine.express.begin(calls, owner_limit, ended)
+        assert len(begun) + len(left) == 1
+        if left:
+            return None
+        (step.steps,) = begun
+        return step
 
     async def outcome(self):
         return await asyncio.wait_for(self.through.get(), 10)
@@ -40,10 +64,9 @@ async def test_chunks_give_what_the_whole_gives_and_what_the_long_way_goes_on_wi
         outputs = []
         for begin, end in ((0, 1), (1, 10), (10, 11)):
             step = caller.begin(inputs[begin:end], begin)
-            assert step.tag == "tag"
             assert await caller.outcome() is step
-            assert (step.error, step.reply.position) == (None, end)
-            outputs.append(step.reply.outputs)
+            assert step.came.position == end
+            outputs.append(step.came.outputs)
         outputs.append((await bench.step(inputs[11:], 11)).outputs)
         np.testing.assert_array_equal(np.concatenate(outputs), run_whole(inputs)[0])
         assert nothing_is_held(bench)
@@ -55,16 +78,15 @@ async def test_what_is_out_of_the_ordinary_goes_the_long_way():
         await bench.create()
         await bench.create(SessionKey("p", "b"))
         inputs = random_inputs(2)
-        with pytest.raises(SessionNotFound):
-            caller.begin(inputs, 0, key=SessionKey("p", "nobody"))
+        assert caller.begin(inputs, 0, key=SessionKey("p", "nobody")) is None
         assert caller.begin(inputs, 7) is None
+        assert caller.begin(inputs[:, :1], 0) is None
         bench.executor.hold()
         caller.begin(inputs, 0)
         assert caller.begin(inputs, 0) is None  # it is being stepped
-        with pytest.raises(Overloaded):
-            caller.begin(inputs, 0, key=SessionKey("p", "b"))
+        assert caller.begin(inputs, 0, key=SessionKey("p", "b")) is None  # there is no room
         bench.executor.gate.set()
-        assert (await caller.outcome()).reply.position == 2
+        assert (await caller.outcome()).came.position == 2
         assert caller.begin(inputs, 0) is None  # it is a step sent again
         assert nothing_is_held(bench)
 
@@ -77,8 +99,7 @@ async def test_the_limit_of_an_owner_is_kept_and_given_back():
         await bench.create(other)
         bench.executor.hold()
         caller.begin(random_inputs(1), 0, owner_limit=1)
-        with pytest.raises(Overloaded):
-            caller.begin(random_inputs(1), 0, key=other, owner_limit=1)
+        assert caller.begin(random_inputs(1), 0, key=other, owner_limit=1) is None
         bench.executor.gate.set()
         await caller.outcome()
         assert caller.begin(random_inputs(1), 0, key=other, owner_limit=1) is not None
@@ -117,10 +138,10 @@ async def test_a_step_that_is_given_up_is_told_at_once_and_changes_nothing(waits
         step.cancel()
         step.cancel()
         assert await caller.outcome() is step
-        assert isinstance(step.error, asyncio.CancelledError)
+        assert isinstance(step.came, asyncio.CancelledError)
         bench.executor.gate.set()
         if waits:
-            assert (await caller.outcome()).reply.position == 3
+            assert (await caller.outcome()).came.position == 3
         np.testing.assert_array_equal((await bench.step(inputs, 0)).outputs, run_whole(inputs)[0])
         assert nothing_is_held(bench)
 
@@ -132,8 +153,8 @@ async def test_a_step_ends_at_its_time_limit_while_its_batch_runs_on():
         bench.executor.hold()
         step = caller.begin(random_inputs(3), 0, limit=0.02)
         assert await caller.outcome() is step
-        assert isinstance(step.error, DeadlineExceeded)
-        assert step.error.version.model == "sums"
+        assert isinstance(step.came, DeadlineExceeded)
+        assert step.came.version.model == "sums"
         bench.executor.gate.set()
         assert (await bench.engine.get(KEY)).position == 0
         assert nothing_is_held(bench)
@@ -145,7 +166,7 @@ async def test_a_model_that_fails_is_told_and_changes_nothing():
         await bench.create()
         bench.executor.fault = lambda batch: StepBatchResult(compute(batch).outputs * np.nan, compute(batch).state)
         caller.begin(random_inputs(3), 0)
-        assert isinstance((await caller.outcome()).error, BadModelOutput)
+        assert isinstance((await caller.outcome()).came, BadModelOutput)
         assert (await bench.engine.get(KEY)).position == 0
         assert nothing_is_held(bench)
 
@@ -162,7 +183,7 @@ async def test_a_session_that_is_another_one_by_the_time_of_the_commit_is_left_t
         await bench.create()
         bench.executor.gate.set()
         step = await caller.outcome()
-        assert (step.reply, step.error) == (None, None)
+        assert step.came is None
         assert (await bench.engine.get(KEY)).position == 0
         assert nothing_is_held(bench)
 
@@ -176,7 +197,103 @@ async def test_a_session_that_is_deleted_meanwhile_is_told():
         await bench.executor.entered.wait()
         await bench.engine.delete(KEY)
         bench.executor.gate.set()
-        assert isinstance((await caller.outcome()).error, SessionNotFound)
+        assert isinstance((await caller.outcome()).came, SessionNotFound)
+        assert nothing_is_held(bench)
+
+
+class Together:
+    """Begins the steps of some sessions at once, and notes what each of them came to."""
+
+    def __init__(self, bench, names):
+        self._bench = bench
+        self.keys = [SessionKey(KEY.principal, name) for name in names]
+        self.inputs = [random_inputs(3, seed) for seed in range(len(names))]
+        self.came = {}
+        self.over = asyncio.Event()
+
+    async def create(self):
+        for key in self.keys:
+            await self._bench.create(key)
+
+    def begin(self, positions=None):
+        positions = positions or [0] * len(self.keys)
+        calls = [
+            self._bench.call(inputs, position, key=key)
+            for key, inputs, position in zip(self.keys, self.inputs, positions, strict=True)
+        ]
+        return self._bench.engine.express.begin(alike(calls), None, self._ended)
+
+    def _ended(self, steps, places, came):
+        for place, one in zip(places, came, strict=True):
+            assert place not in self.came
+            self.came[place] = one
+        if not len(steps):
+            self.over.set()
+
+    def check(self, places):
+        for place in places:
+            np.testing.assert_array_equal(self.came[place].outputs, run_whole(self.inputs[place])[0])
+
+
+async def test_steps_of_many_sessions_go_together_and_what_is_out_of_the_ordinary_is_left():
+    async with Bench() as bench:
+        together = Together(bench, "bcdefghij")  # more than a batch takes
+        await together.create()
+        (steps,), left = together.begin([0, 0, 5, 0, 0, 0, 0, 0, 0])
+        assert (left, len(steps), bench.engine._admission.steps) == ([2], 8, 8)
+        assert together.begin()[0][0].places == [2]  # all others are being stepped
+        await asyncio.wait_for(together.over.wait(), 10)
+        together.check({0, 1, 3, 4, 5, 6, 7, 8})
+        assert nothing_is_held(bench)
+
+
+async def test_of_steps_that_go_together_one_may_be_given_up_and_one_fail():
+    async with Bench() as bench:
+        together = Together(bench, "bcd")
+        await together.create()
+        bench.executor.hold()
+        (steps,), _ = together.begin()
+        await bench.executor.entered.wait()
+        assert sorted(steps.names()) == ["b", "c", "d"]
+        steps.cancel("c")
+        steps.cancel("c")
+        steps.cancel("nobody")
+        assert (list(together.came), len(steps)) == ([1], 2)
+        assert isinstance(together.came[1], asyncio.CancelledError)
+        await bench.engine.delete(together.keys[2])
+        bench.executor.gate.set()
+        await asyncio.wait_for(together.over.wait(), 10)
+        together.check([0])
+        assert isinstance(together.came[2], SessionNotFound)
+        assert (await bench.engine.get(together.keys[1])).position == 0
+        assert nothing_is_held(bench)
+
+
+async def test_steps_for_which_there_is_no_room_together_are_all_left():
+    async with Bench(max_steps=2) as bench:
+        together = Together(bench, "bcd")
+        await together.create()
+        assert together.begin() == ([], [0, 1, 2])
+        assert nothing_is_held(bench)
+        assert all(bench.engine._turns.free(key) for key in together.keys)
+
+
+async def test_a_model_that_fails_on_one_of_them_fails_that_alone():
+    async with Bench() as bench:
+        together = Together(bench, "bcdef")
+        await together.create()
+
+        def fault(batch):
+            result = compute(batch)
+            poisoned = (batch.inputs[:, 0] == together.inputs[3][0]).all(axis=1)
+            result.state[poisoned] = np.inf
+            return result
+
+        bench.executor.fault = fault
+        together.begin()
+        await asyncio.wait_for(together.over.wait(), 10)
+        together.check([0, 1, 2, 4])
+        assert isinstance(together.came[3], BadModelOutput)
         assert nothing_is_held(bench)
 
 

@@ -1,5 +1,3 @@
-from typing import NamedTuple
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,9 +5,27 @@ from hypothesis import strategies as st
 from service.fair_queue import FairQueue
 
 
-class Item(NamedTuple):
-    caller: str
-    number: int
+class Item:
+    """Rows numbered from ``number`` on."""
+
+    def __init__(self, caller, number, rows=1):
+        self.caller = caller
+        self.number = number
+        self.rows = rows
+
+    def __len__(self):
+        return self.rows
+
+    def __eq__(self, other):
+        return vars(self) == vars(other)
+
+    def __repr__(self):
+        return f"Item({self.caller!r}, {self.number}, {self.rows})"
+
+    def split(self, count):
+        head = Item(self.caller, self.number, count)
+        self.number, self.rows = self.number + count, self.rows - count
+        return head
 
 
 def queue_of(*items):
@@ -20,7 +36,10 @@ def queue_of(*items):
 
 
 def emptied(queue):
-    return [queue.popleft() for _ in range(len(queue))]
+    items = []
+    while len(queue):
+        items.append(queue.take(1))
+    return items
 
 
 def test_one_caller_is_served_in_order():
@@ -31,27 +50,49 @@ def test_one_caller_is_served_in_order():
 def test_callers_take_turns_whatever_the_length_of_their_queues():
     flood = [Item("flood", number) for number in range(1000)]
     queue = queue_of(*flood, Item("b", 0), Item("c", 0), Item("b", 1))
-    first = [queue.popleft() for _ in range(6)]
+    first = [queue.take(1) for _ in range(6)]
     assert [item.caller for item in first] == ["flood", "b", "c", "flood", "b", "flood"]
     assert emptied(queue) == flood[3:]
     with pytest.raises(IndexError):
-        queue.popleft()
+        queue.take(1)
 
 
-@given(st.lists(st.one_of(st.sampled_from("abc"), st.none()), max_size=60))
+def test_a_turn_takes_at_most_so_many_rows_of_an_item_and_leaves_the_others_first():
+    queue = queue_of(Item("a", 0, rows=5), Item("a", 5, rows=2), Item("b", 0, rows=2))
+    assert (len(queue), queue.callers) == (9, 2)
+    assert [queue.take(3) for _ in range(2)] == [Item("a", 0, rows=3), Item("b", 0, rows=2)]
+    assert (len(queue), queue.callers) == (4, 1)
+    assert [queue.take(3) for _ in range(2)] == [Item("a", 3, rows=2), Item("a", 5, rows=2)]
+    assert (len(queue), queue.callers) == (0, 0)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.sampled_from("abc"), st.integers(1, 5)),
+            st.tuples(st.just("take"), st.integers(1, 4)),
+        ),
+        max_size=60,
+    )
+)
 def test_nothing_is_lost_and_each_caller_keeps_its_order(operations):
     queue, put, taken = FairQueue(), [], []
-    for number, caller in enumerate(operations):
-        if caller is not None:
-            put.append(Item(caller, number))
-            queue.append(put[-1])
+    for operation, *arguments in operations:
+        if operation == "put":
+            caller, rows = arguments
+            item = Item(caller, sum(one == caller for one, _ in put), rows)
+            put += [(caller, item.number + row) for row in range(rows)]
+            queue.append(item)
         elif len(queue):
-            taken.append(queue.popleft())
-        assert sorted(queue) == sorted(set(put) - set(taken))
+            most = arguments[0]
+            item = queue.take(most)
+            assert 1 <= len(item) <= most
+            taken += [(item.caller, item.number + row) for row in range(len(item))]
         assert len(queue) == len(put) - len(taken)
-    taken += emptied(queue)
+        assert queue.callers == len({caller for caller, _ in set(put) - set(taken)})
+    taken += [(item.caller, item.number) for item in emptied(queue)]
     for caller in "abc":
-        assert [item for item in taken if item.caller == caller] == [item for item in put if item.caller == caller]
+        assert [one for one in taken if one[0] == caller] == [one for one in put if one[0] == caller]
 
 
 def test_what_is_not_wanted_is_dropped():

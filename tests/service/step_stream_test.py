@@ -79,8 +79,9 @@ async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
         answered.append(request.request_id)
         return pb.StepResponse(request_id=request.request_id)
 
-    def begin(request, arrived):
-        begun.append(request.request_id)
+    def begin(requests, arrived):
+        begun.extend(request.request_id for request in requests)
+        return (), requests
 
     async def messages():
         requests = [pb.StepRequest(request_id=name, session_id=name[0]) for name in ("a1", "a2", "b1")]
@@ -98,31 +99,144 @@ async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
     ).run(messages())
     assert sorted([r.request_id async for message in run for r in message.responses]) == ["a1", "a2", "b1"]
     assert begun == ["a1", "b1"]  # the second of its session was not even asked for
-    assert answered == ["a1", "a2", "b1"]
+    assert sorted(answered) == ["a1", "a2", "b1"]
+    assert answered.index("a1") < answered.index("a2")
+
+
+class Handle:
+    """Steps without tasks, by their requests."""
+
+    def __init__(self, requests, arrived):
+        self.open = {request.request_id: request for request in requests}
+        self.cancelled = []
+        self._arrived = arrived
+
+    def __len__(self):
+        return len(self.open)
+
+    def names(self):
+        return tuple(self.open)
+
+    def cancel(self, request_id=None):
+        for name in self.names() if request_id is None else [request_id]:
+            self.cancelled.append(name)
+            self.end([name])
+
+    def end(self, names, *, tasks=()):
+        gone = {name: self.open.pop(name) for name in (*names, *tasks)}
+        responses = pb.StreamStepsResponse(responses=[pb.StepResponse(request_id=name) for name in names])
+        self._arrived(self, responses, [gone[name] for name in tasks])
+
+
+def stream_with(handles, messages, *, max_steps=10, in_tasks=None):
+    async def answer(request):
+        if in_tasks is not None:
+            in_tasks.append(request.request_id)
+        return pb.StepResponse(request_id=request.request_id)
+
+    def begin(requests, arrived):
+        handles.append(Handle(requests, arrived))
+        return handles[-1:], ()
+
+    return StepStream(
+        answer=answer,
+        refuse=lambda request, error: pb.StepResponse(request_id=request.request_id),
+        check=lambda message: None,
+        max_steps=max_steps,
+        drained=asyncio.Event(),
+        begin=begin,
+    ).run(messages)
+
+
+def requests_of(*names):
+    return [pb.StepRequest(request_id=name, session_id=name[0]) for name in names]
 
 
 async def test_a_step_that_turns_out_to_need_a_task_gets_one():
-    class Handle:
-        def cancel(self):
-            raise AssertionError("nobody cancelled it")
-
-    async def answer(request):
-        return pb.StepResponse(request_id=request.request_id)
-
-    def begin(request, arrived):
-        handle = Handle()
-        asyncio.get_running_loop().call_soon(arrived, handle, None)
-        return handle
+    handles, in_tasks = [], []
 
     async def messages():
-        yield pb.StreamStepsRequest(requests=[pb.StepRequest(request_id="a", session_id="s")])
+        yield pb.StreamStepsRequest(requests=requests_of("a", "b", "c"))
+        await settled()
+        handles[0].end(["a"], tasks=["c"])
+        handles[0].end(["b"])
+
+    run = stream_with(handles, messages(), in_tasks=in_tasks)
+    assert sorted([r.request_id async for message in run for r in message.responses]) == ["a", "b", "c"]
+    assert in_tasks == ["c"]
+
+
+async def test_two_steps_of_one_session_do_not_go_together():
+    handles = []
+
+    async def messages():
+        yield pb.StreamStepsRequest(requests=requests_of("a1", "b1", "a2", "c1", "c2", "b2"))
+        await settled()
+        assert [handle.names() for handle in handles] == [("a1", "b1"), ("a2", "c1"), ("c2", "b2")]
+        for handle in handles:
+            handle.end(handle.names())
+
+    run = stream_with(handles, messages())
+    came = [r.request_id async for message in run for r in message.responses]
+    assert came == ["a1", "b1", "a2", "c1", "c2", "b2"]
+
+
+async def test_steps_without_tasks_are_cancelled_by_their_ids_and_all_of_them_when_the_stream_ends():
+    handles = []
+
+    async def messages():
+        yield pb.StreamStepsRequest(requests=requests_of("a", "b", "c"), cancel=["b", "nobody"])
+        await asyncio.Event().wait()
+
+    run = stream_with(handles, messages())
+    assert [r.request_id for r in (await anext(run)).responses] == ["b"]
+    assert handles[0].cancelled == ["b"]
+    await run.aclose()
+    assert handles[0].cancelled == ["b", "a", "c"]
+
+
+async def test_a_message_with_more_steps_than_may_be_under_way_is_taken_in_parts():
+    handles = []
+
+    async def messages():
+        yield pb.StreamStepsRequest(requests=requests_of(*"abcdefg"))
+
+    run = stream_with(handles, messages(), max_steps=3)
+    came = []
+    reading = asyncio.ensure_future(anext(run))
+    while len(came) < 7:
+        await settled()
+        assert sum(map(len, handles)) <= 3
+        handles[-1].end(handles[-1].names())
+        came += [r.request_id for r in (await reading).responses]
+        reading = asyncio.ensure_future(anext(run, None))
+    assert (came, await reading) == (list("abcdefg"), None)
+
+
+async def test_responses_that_are_too_many_for_a_message_are_sent_in_several():
+    size = 300_000
+    handles = []
+
+    class Large(Handle):
+        def end(self, names, *, tasks=()):
+            for name in names:
+                del self.open[name]
+            outputs = tensor_pb2.Tensor(content=bytes(size))
+            responses = [pb.StepResponse(request_id=name, outputs=outputs) for name in names]
+            self._arrived(self, pb.StreamStepsResponse(responses=responses), ())
+
+    def begin(requests, arrived):
+        handles.append(Large(requests, arrived))
+        return handles[-1:], ()
+
+    async def messages():
+        yield pb.StreamStepsRequest(requests=requests_of(*"abcdefghijklmnopq"))
+        await settled()
+        handles[0].end(handles[0].names())
 
     run = StepStream(
-        answer=answer,
-        refuse=lambda request, error: pb.StepResponse(),
-        check=lambda message: None,
-        max_steps=10,
-        drained=asyncio.Event(),
-        begin=begin,
+        answer=None, refuse=None, check=lambda message: None, max_steps=100, drained=asyncio.Event(), begin=begin
     ).run(messages())
-    assert [r.request_id async for message in run for r in message.responses] == ["a"]
+    came = [message async for message in run]
+    assert [r.request_id for message in came for r in message.responses] == list("abcdefghijklmnopq")
+    assert all(message.ByteSize() <= 2 * 1024 * 1024 for message in came)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, MutableSequence
+from collections.abc import AsyncIterator, Mapping, MutableSequence, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from service.types import (
     StateComponent,
     StepBatch,
     StepBatchResult,
+    StepCall,
+    StepCalls,
     VersionKey,
     VersionStatus,
 )
@@ -55,6 +57,20 @@ def run_whole(inputs: FloatArray, state: FloatArray | None = None) -> tuple[Floa
         out, state = step_once(state, x)
         outputs.append(out)
     return np.array(outputs, np.float32).reshape(-1, OUTPUT_DIM), state
+
+
+def alike(calls: Sequence[StepCall]) -> StepCalls:
+    """Steps of one owner, of as many time steps each and with one deadline, as a message brings them."""
+    return StepCalls(
+        principal=calls[0].key.principal,
+        session_ids=[call.key.session_id for call in calls],
+        positions=[call.position for call in calls],
+        inputs=np.stack([call.inputs for call in calls]),
+        digests=[call.digest for call in calls],
+        deadline=calls[0].deadline,
+        caller=calls[0].caller,
+        names=[call.key.session_id for call in calls],
+    )
 
 
 def version_of(name: str = "sums", version: int = 1, fingerprint: str = "f1") -> ModelVersion:

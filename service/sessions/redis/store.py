@@ -6,6 +6,7 @@ session is cached here needs no other. The server's clock is the only one.
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -28,6 +29,7 @@ from service.sessions import (
     SessionInfo,
     SessionSummary,
     Tell,
+    Told,
     Verdict,
     blob,
     new_token,
@@ -116,7 +118,8 @@ class RedisStore:
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``. Asks the server only where the session might expire before that."""
-        if self.extend_now(key, seconds):
+        cached = self._cache.get(key)
+        if cached is not None and self.extend_now(cached, seconds):
             return
         keys = self._keys(key)
         names = [keys.session, self._index[0]]
@@ -138,26 +141,37 @@ class RedisStore:
         """See ``LocalStore.load_now``: the copy, if there is one."""
         return self._cached(key)
 
-    def extend_now(self, key: SessionKey, seconds: float) -> bool:
+    def extend_now(self, session: Session, seconds: float) -> bool:
         """See ``LocalStore.extend_now``: whether the session lives for so long anyway."""
-        cached, now = self._cache.get(key), self._now()
-        return cached is not None and now is not None and cached.expires - now >= seconds
+        now = self._now()
+        return now is not None and session.expires - now >= seconds
 
-    def commit_soon(self, session: Session, commit: Commit, tell: Tell) -> None:
+    def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:
         """See ``LocalStore.commit_soon``."""
-        sent = self._send_commit(session.info, commit)
-        self._under_way.add(sent.reply)
+        told: dict[int, Told] = {}
 
-        def answered(reply: asyncio.Future[list[Any]]) -> None:
+        def came(at: int, outcome: Told) -> None:
+            told[at] = outcome
+            if len(told) == len(commits):
+                tell([told[at] for at in range(len(commits))])
+
+        def answered(at: int, sent: _SentCommit, reply: asyncio.Future[list[Any]]) -> None:
             self._under_way.discard(reply)
-            outcome: Committed | Refused | Exception
             try:
                 outcome = self._outcome(sent)
             except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-                outcome = error
-            tell(outcome)
+                came(at, error)
+            else:
+                came(at, outcome.session if isinstance(outcome, Committed) else outcome)
 
-        sent.reply.add_done_callback(answered)
+        for at, (session, commit) in enumerate(zip(sessions, commits, strict=True)):
+            try:
+                sent = self._send_commit(session.info, commit)
+            except Exception as error:  # noqa: BLE001 - likewise, and the others are sent
+                came(at, error)
+                continue
+            self._under_way.add(sent.reply)
+            sent.reply.add_done_callback(functools.partial(answered, at, sent))
 
     async def delete(self, key: SessionKey) -> None:
         """See ``SessionStore.delete``."""

@@ -1,12 +1,8 @@
 import itertools
 
 import pytest
-from hypothesis import Phase, settings
 
 from tests.service.sessions.valkey import Valkey, documented_users
-
-# For tests/mutants/run.py, which only wants to know whether a test fails: finding the shortest way there takes minutes.
-settings.register_profile("no-shrinking", phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 _numbers = itertools.count()
 

@@ -15,9 +15,10 @@ from service.admission import Admission
 from service.batcher import Batcher, BatchPolicy
 from service.engine import Engine
 from service.errors import CommitUnknown, ServiceError, StoreUnavailable
-from service.sessions import Committed
+from service.sessions import Committed, Refused
 from service.types import SessionKey, StepCall
 from tests.service.sessions.chain import ChainExecutor, run_chain
+from tests.service.support import alike
 
 # Seconds that nothing here takes; sessions live longer.
 _FAR = 600.0
@@ -61,29 +62,31 @@ class GatedStore:
     def load_now(self, key):
         return self.store.load_now(key)
 
-    def extend_now(self, key, seconds):
-        return self.store.extend_now(key, seconds)
+    def extend_now(self, session, seconds):
+        return self.store.extend_now(session, seconds)
 
-    def commit_soon(self, session, commit, tell):
-        """Waits at the same gates; a crash of its gateway ends it where it is."""
+    def commit_soon(self, sessions, commits, tell):
+        """Each waits at the same gates; a crash of its gateway ends it where it is."""
+        self._gateway.world.tally["express"] += len(commits)
+        self._gateway.keep(asyncio.create_task(self._commit_all(sessions, commits, tell)))
 
+    async def _commit_all(self, sessions, commits, tell):
+        tell(await asyncio.gather(*map(self._commit_one, sessions, commits)))
+
+    async def _commit_one(self, session, commit):
         async def ask():
             told = asyncio.get_running_loop().create_future()
-            self.store.commit_soon(session, commit, told.set_result)
-            outcome = await told
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
+            self.store.commit_soon([session], [commit], told.set_result)
+            (one,) = await told
+            if isinstance(one, Exception):
+                raise one
+            return one if isinstance(one, Refused) else Committed(one)
 
-        async def through_the_gates():
-            try:
-                outcome = await self._commit(session.info.key, commit, ask)
-            except ServiceError as error:
-                outcome = error
-            tell(outcome)
-
-        self._gateway.world.tally["express"] += 1
-        self._gateway.keep(asyncio.create_task(through_the_gates()))
+        try:
+            outcome = await self._commit(session.info.key, commit, ask)
+        except ServiceError as error:
+            return error
+        return outcome.session if isinstance(outcome, Committed) else outcome
 
     def __getattr__(self, name):
         return getattr(self.store, name)
@@ -117,27 +120,34 @@ class Gateway:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def step(self, call, express):
-        """As the servicer does it: where ``express``, without a task of the engine's, and else the long way."""
-        step = self._begun(call) if express else None
-        if step is not None:
-            try:
-                await asyncio.shield(step.tag)
-            except asyncio.CancelledError:
-                step.cancel()
-                raise
-            if step.error is not None:
-                raise step.error
-            if step.reply is not None:
-                return step.reply
-        return await self.engine.step(call)
+    def begin(self, calls):
+        """As the servicer does it with the steps of a message; each as what ``finish`` takes, None where it is left."""
+        over = [asyncio.get_running_loop().create_future() for _ in calls]
+        begun = [None for _ in calls]
 
-    def _begun(self, call):
-        over = asyncio.get_running_loop().create_future()
-        try:
-            return self.engine.express.begin(call, None, over, lambda step: step.tag.set_result(None))
-        except ServiceError:
-            return None
+        def ended(steps, places, came):
+            for place, one in zip(places, came, strict=True):
+                over[place].set_result(one)
+
+        for steps in self.engine.express.begin(alike(calls), None, ended)[0]:
+            for place in steps.places:
+                begun[place] = (steps, over[place])
+        return begun
+
+    async def finish(self, call, begun):
+        """The reply; by the long way where there is no other."""
+        if begun is not None:
+            steps, over = begun
+            try:
+                came = await asyncio.shield(over)
+            except asyncio.CancelledError:
+                steps.cancel(call.key.session_id)
+                raise
+            if isinstance(came, BaseException):
+                raise came
+            if came is not None:
+                return came
+        return await self.engine.step(call)
 
     async def gate(self, label):
         """Waits until the test lets it go on; returns how."""
@@ -251,9 +261,21 @@ class World:
             await asyncio.wait(set(self.running))
 
     def send(self, client, gateway, number, express=False):
-        client.sent = max(client.sent, number + 1)
-        task = asyncio.create_task(gateway.step(client.call(number), express))
-        self.attempts.append(Attempt(gateway, client, number, task))
+        self.send_together([(client, number)], gateway, express=express)
+
+    def send_together(self, chunks, gateway, express=True):
+        """Chunks of different clients at once, and where ``express``, those of as many time steps as one."""
+        by_length = {}
+        for client, number in chunks:
+            client.sent = max(client.sent, number + 1)
+            by_length.setdefault(len(client.chunk(number)), []).append((client, number, client.call(number)))
+        for equal in by_length.values():
+            calls = [call for _, _, call in equal]
+            begun = gateway.begin(calls) if express else [None for _ in calls]
+            self.tally["together"] += sum(len(one[0].places) > 1 for one in begun if one is not None)
+            for (client, number, call), one in zip(equal, begun, strict=True):
+                task = asyncio.create_task(gateway.finish(call, one))
+                self.attempts.append(Attempt(gateway, client, number, task))
 
     async def crash(self, place):
         gateway = self.gateways[place]

@@ -103,6 +103,18 @@ class Protocol(RuleBasedStateMachine):
         for _ in range(gates):
             self.open(next((gate for gate in reversed(self.world.gates) if gate.gateway is gateway), None))
 
+    @rule(gateway=places, gates=st.integers(0, 8))
+    def send_together(self, gateway, gates):
+        """All clients send what is next in one message."""
+        gateway = self.world.gateways[gateway]
+        if len(self.world.attempts) >= 5:
+            return
+        self.remember()
+        chunks = [(client, client.acknowledged) for client in self.world.clients]
+        self.do(self.world.send_together, chunks, gateway)
+        for _ in range(gates):
+            self.open(next((gate for gate in reversed(self.world.gates) if gate.gateway is gateway), None))
+
     @precondition(lambda self: not self.world.gates)
     @rule(who=places, express=st.booleans())
     def race(self, who, express):
@@ -300,7 +312,13 @@ def _check(new_backend, examples):
     )
     run_state_machine_as_test(machine, settings=options)
     # It has been where it can go wrong: with far fewer of these, the model would have lost its teeth.
-    wanted = {"committed": 2 * examples, "late": examples // 20, "replay": examples // 20, "express": examples // 2}
+    wanted = {
+        "committed": 2 * examples,
+        "late": examples // 20,
+        "replay": examples // 20,
+        "express": examples // 2,
+        "together": examples // 10,
+    }
     assert all(tally[what] >= least for what, least in wanted.items()), tally
 
 

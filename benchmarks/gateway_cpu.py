@@ -1,0 +1,170 @@
+"""What the gateway's own Python costs a step: messages through servicer, engine, batcher and store, and back.
+
+``python benchmarks/gateway_cpu.py --sessions 64 --steps 1``
+
+No sockets, no model and no other process: an executor that answers zeros at once, and a client that hands over parsed
+messages of ``--sessions`` steps and serialises the responses. CPU microseconds a step, the median of some rounds.
+"""
+
+import argparse
+import asyncio
+import gc
+import statistics
+import time
+
+import numpy as np
+
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from ntm_serving.v1 import tensor_pb2
+from service.admission import Admission
+from service.batcher import Batcher, BatchPolicy
+from service.engine import Engine
+from service.identity import ANONYMOUS, set_caller
+from service.logs import RequestLog
+from service.metrics import Metrics
+from service.seal import Sealer
+from service.servicer import Limits, SequenceServicer
+from service.sessions.memory import MemoryStore
+from service.types import ModelVersion, StateComponent, StepBatchResult, VersionKey, VersionState, VersionStatus
+
+INPUT_DIM, OUTPUT_DIM, STATE_SIZE = 10, 8, 3036
+VERSION = ModelVersion(
+    key=VersionKey("zeros", 1),
+    fingerprint="zeros",
+    input_dim=INPUT_DIM,
+    output_dim=OUTPUT_DIM,
+    state_size=STATE_SIZE,
+    state_layout=(StateComponent("state", (STATE_SIZE,), 0),),
+)
+
+
+class Zeros:
+    """An executor that costs nothing."""
+
+    max_in_flight = 2
+    max_rows = 64
+
+    def __init__(self):
+        self._results = {}
+
+    async def start(self):
+        pass
+
+    def versions(self):
+        return {VERSION.key: VERSION}
+
+    def newest(self, model):
+        return VERSION.key if model == VERSION.key.model else None
+
+    def statuses(self):
+        return {VERSION.key: VersionStatus(VersionState.AVAILABLE)}
+
+    def bucket(self, rows, steps):
+        return rows, steps
+
+    async def step(self, key, batch):
+        shape = batch.inputs.shape[:2]
+        if shape not in self._results:
+            self._results[shape] = StepBatchResult(
+                np.zeros((*shape, OUTPUT_DIM), np.float32), np.zeros((shape[0], STATE_SIZE), np.float32)
+            )
+        return self._results[shape]
+
+    async def close(self):
+        pass
+
+
+class Context:
+    """As much of a call's context as a stream needs."""
+
+    def time_remaining(self):
+        return None
+
+
+def make():
+    """A servicer over an engine with sessions in memory."""
+    from prometheus_client import CollectorRegistry
+
+    executor, clock, metrics = Zeros(), asyncio.get_running_loop().time, Metrics(CollectorRegistry())
+    policy = BatchPolicy(max_batch_size=64, max_steps_per_turn=16, executor_timeout=30.0)
+    engine = Engine(
+        store=MemoryStore(max_sessions=100_000, clock=time.time),
+        executor=executor,
+        batcher=Batcher(executor, policy=policy, clock=clock, observer=metrics),
+        admission=Admission(max_steps=10_000, max_bytes=1 << 30),
+        clock=clock,
+        observer=metrics,
+    )
+    limits = Limits(
+        max_message_bytes=1 << 24,
+        max_chunk_bytes=1 << 22,
+        max_stream_steps=1024,
+        step_timeout=60.0,
+        session_ttl=3600.0,
+        max_session_ttl=3600.0,
+    )
+    return engine, SequenceServicer(engine, limits, Sealer(bytes(32)), metrics, RequestLog(0.0))
+
+
+async def measure(sessions, steps, rounds, messages):
+    engine, servicer = make()
+    await engine.start()
+    set_caller(lambda: ANONYMOUS, "client")
+    names = [f"{number:032x}" for number in range(sessions)]
+    for name in names:
+        await servicer.CreateSession(
+            pb.CreateSessionRequest(session_id=name, model=pb.ModelSpec(name=VERSION.key.model)), Context()
+        )
+    tensor = tensor_pb2.Tensor(
+        dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(steps, INPUT_DIM), content=bytes(4 * steps * INPUT_DIM)
+    )
+    asked = asyncio.Queue()
+
+    async def requests():
+        while (message := await asked.get()) is not None:
+            yield message
+
+    responses = servicer.StreamSteps(requests(), Context())
+    position, costs = 0, []
+    for _ in range(rounds):
+        ready = []
+        for _ in range(messages):
+            message = pb.StreamStepsRequest()
+            for number, name in enumerate(names):
+                request = message.requests.add(request_id=str(number), session_id=name, position=position)
+                request.inputs.CopyFrom(tensor)
+                request.timeout.seconds = 59
+            ready.append(message.SerializeToString())
+            position += steps
+        began = time.process_time()
+        for message in ready:
+            asked.put_nowait(pb.StreamStepsRequest.FromString(message))
+            left = sessions
+            while left:
+                response = await anext(responses)
+                left -= len(response.responses)
+                response.SerializeToString()
+                if response.responses[0].HasField("status"):
+                    raise SystemExit(str(response.responses[0].status))
+        costs.append(1e6 * (time.process_time() - began) / (messages * sessions))
+    asked.put_nowait(None)
+    async for _ in responses:
+        pass
+    await engine.close()
+    return statistics.median(costs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sessions", type=int, default=64, help="steps of a message (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1, help="time steps of a step (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--messages", type=int, default=50, help="of a round (default: %(default)s)")
+    options = parser.parse_args()
+    gc.set_threshold(10_000, 20, 20)  # as the gateway does
+    cost = asyncio.run(measure(options.sessions, options.steps, options.rounds, options.messages))
+    print(f"{options.sessions} steps of {options.steps} in a message: {cost:.1f} us of CPU a step")
+
+
+if __name__ == "__main__":
+    main()

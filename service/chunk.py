@@ -1,0 +1,172 @@
+"""A chunk: the time steps of one session, or of several with as many each, on their way through the batcher."""
+
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from service.types import BoolArray, FloatArray
+
+if TYPE_CHECKING:
+    from service.lane import Lane
+
+_NOTHING: FloatArray = np.empty((0, 0, 0), np.float32)
+
+
+class Outcome(Protocol):
+    """Where the outcomes of a chunk's rows go, by the numbers that the rows had when it was put. Nothing may raise."""
+
+    @property
+    def gone(self) -> Collection[int]:
+        """The rows that nobody waits for any more; often none."""
+        ...
+
+    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray, /) -> None:
+        """Their outputs ``[rows, time, output_dim]``, and the states after them ``[rows, state_size]``.
+
+        Both are the batch's: what is kept of them has to be copied.
+        """
+        ...
+
+    def set_exception(self, rows: Sequence[int], error: BaseException, /) -> None:
+        """Why they could not be run."""
+        ...
+
+
+class Chunk:
+    """Rows that run side by side: ``taken`` of their time steps have run and brought them to ``states``.
+
+    Its length is the number of its rows. ``turn`` is how many time steps run in the batch that it is in, ``waits``
+    whether it is in none, ``since`` when it last went into the queue, ``origin`` what it came from.
+
+    Args:
+        lane: What it is put in.
+        inputs: ``[rows, time, input_dim]``. It is read, never written, as are the states.
+        states: ``[state_size]`` of each row; None for the model's initial state.
+        deadline: On the event loop's clock.
+        outcome: Where it goes.
+        caller: Who asks.
+    """
+
+    __slots__ = (
+        "_lane",
+        "caller",
+        "deadline",
+        "inputs",
+        "origin",
+        "outcome",
+        "outputs",
+        "rows",
+        "since",
+        "states",
+        "taken",
+        "turn",
+        "waits",
+    )
+
+    def __init__(
+        self,
+        lane: "Lane",
+        inputs: FloatArray,
+        states: Sequence[FloatArray | None],
+        deadline: float,
+        outcome: Outcome,
+        caller: str = "",
+    ) -> None:
+        self._lane = lane
+        self.caller = caller
+        self.inputs = inputs
+        self.states: list[FloatArray | None] | FloatArray = list(states)
+        self.rows: Sequence[int] = range(len(inputs))
+        self.deadline = deadline
+        self.outcome = outcome
+        self.taken = 0
+        self.turn = 0
+        self.waits = False
+        self.since = 0.0
+        self.origin: object = None
+        self.outputs: list[FloatArray] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def left(self) -> int:
+        """Time steps that are still to run."""
+        return int(self.inputs.shape[1]) - self.taken
+
+    def leave(self, row: int) -> None:
+        """The caller gave this row up; it is among those ``gone`` of its outcome."""
+        at = bisect_left(self.rows, row)
+        if not self.waits or at == len(self) or self.rows[at] != row:
+            return  # a batch reads it, and runs without it from then on
+        if len(self) == 1:
+            self.inputs, self.states = _NOTHING, [None]
+            self.outputs.clear()
+        elif isinstance(self.states, list):
+            self.states[at] = None
+        self._lane.left()
+
+    def sift(self) -> bool:
+        """Lets go of the rows that nobody waits for; returns whether there is one left."""
+        gone = self.outcome.gone
+        if gone:
+            self.keep([at for at, row in enumerate(self.rows) if row not in gone])
+        return bool(self.rows)
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Drops all rows but those at these places."""
+        self.rows = [self.rows[at] for at in places]
+        self.inputs = self.inputs[places] if places else _NOTHING
+        self.states = [self.states[at] for at in places] if isinstance(self.states, list) else self.states[places]
+        self.outputs = [part[places] for part in self.outputs] if places else []
+
+    def split(self, count: int) -> "Chunk":
+        """Its first ``count`` rows, as a chunk of their own; the others stay."""
+        head = Chunk.__new__(Chunk)
+        for name in self.__slots__:
+            setattr(head, name, getattr(self, name))
+        head.rows, self.rows = self.rows[:count], self.rows[count:]
+        head.inputs, self.inputs = self.inputs[:count], self.inputs[count:]
+        head.states, self.states = self.states[:count], self.states[count:]
+        head.outputs = [part[:count] for part in self.outputs]
+        self.outputs = [part[count:] for part in self.outputs]
+        return head
+
+    def gather(self, inputs: FloatArray, state: FloatArray, reset: BoolArray) -> None:
+        """Writes the time steps of its turn and its states into its rows of a batch; all are of zeros before."""
+        inputs[:, : self.turn] = self.inputs[:, self.taken : self.taken + self.turn]
+        states = self.states
+        if not isinstance(states, list):
+            state[:] = states
+        elif all(one is not None for one in states):
+            np.concatenate(states, out=state.reshape(-1))  # type: ignore[arg-type] # none of them is None
+        else:
+            for at, one in enumerate(states):
+                if one is None:
+                    reset[at], state[at] = True, 0
+                else:
+                    state[at] = one
+
+    def advance(self, outputs: FloatArray, states: FloatArray) -> None:
+        """Moves it on by the turn that ran, to its outcome or back into the queue.
+
+        Args:
+            outputs: ``[rows, turn, output_dim]``, the batch's.
+            states: ``[rows, state_size]``, likewise.
+        """
+        self.taken += self.turn
+        if self.left:
+            # Copies, so that no session holds on to a whole batch.
+            self.outputs.append(outputs.copy())
+            self.states = states.copy()
+            self._lane.put(self)
+            return
+        if self.outputs:
+            outputs = np.concatenate([*self.outputs, outputs], axis=1)
+        self.outcome.set_results(self.rows, outputs, states)
+
+    def fail(self, error: Exception) -> None:
+        """Tells why it could not be run."""
+        self.outcome.set_exception(self.rows, error)
