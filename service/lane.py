@@ -4,10 +4,11 @@ A worker drops what was cancelled or has expired, takes up to ``max_batch_size``
 ``max_steps_per_turn`` time steps, pads them to a bucket, calls the executor once and splits the result once. A chunk
 that has time steps left goes to the end of its queue with the state that it has reached.
 
-Chunks that one turn can finish and longer ones wait in queues of their own. The short ones go first; the long ones get
-short turns in their batches, and also in batches of their own as long as short ones keep coming, so that a one-step
-request never waits for a 500-step one, nor for a hundred of them; a quarter of each batch is kept for the long ones, so
-that no flood of short ones stops them. In either queue callers take turns: nobody waits for another's whole flood.
+Chunks that one turn can finish and longer ones wait in queues of their own, and run in batches of their own. The short
+ones go first. As long as they keep coming, the long ones leave a worker free for them and their batches have half the
+rows, so that a one-step request never waits for a 500-step one, nor for a hundred of them; every fourth batch is theirs
+all the same, so that no flood of short ones stops them. In either queue callers take turns: nobody waits for another's
+whole flood.
 """
 
 import asyncio
@@ -28,8 +29,8 @@ from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult
 
 _log = logging.getLogger(__name__)
 
-# Of each batch, what is kept for chunks of several turns while shorter ones wait.
-_LONG_SHARE = 0.25
+# So many batches of short chunks may overtake the long ones that wait.
+_OVERTAKING = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,17 +41,16 @@ class BatchPolicy:
         max_batch_size: The most rows of a batch.
         max_steps_per_turn: The most time steps of a chunk that run in one batch.
         executor_timeout: Seconds that one executor call may take.
-        shared_steps: The most that a longer chunk runs in a batch that it shares with chunks that one turn finishes,
-            unless one of these takes more.
-        shared_seconds: For so long after the last of these, longer ones run no more than that alone either: the next
-            will come while a batch runs, and has to wait for it.
+        shared_seconds: So long after the last chunk that one turn finishes, the next are expected: longer ones run on
+            all workers but one, half as many rows at a time.
+        shared_steps: The most that a longer one runs at a turn meanwhile where there is one worker alone.
     """
 
     max_batch_size: int
     max_steps_per_turn: int
     executor_timeout: float
-    shared_steps: int = 2
     shared_seconds: float = 0.0
+    shared_steps: int = 2
 
 
 class _Ran(NamedTuple):
@@ -83,7 +83,8 @@ class Lane:
         self._short: FairQueue[Chunk] = FairQueue()  # one turn finishes them
         self._long: FairQueue[Chunk] = FairQueue()
         self._short_until = -math.inf  # as long as short ones are to be reckoned with
-        self._owed = 0.0  # rows that are kept for long ones
+        self._overtaken = 0  # batches of short ones that long ones have waited for
+        self._long_batches = 0  # under way
         self._gone = 0  # at most so many of those that wait were cancelled
         self._filled = asyncio.Event()
         self._workers = [
@@ -133,8 +134,8 @@ class Lane:
         ran: _Ran | None = None
         try:
             while True:
-                items = self._form()
-                if not self.queued:
+                items, long = self._form()
+                if not items:
                     self._filled.clear()
                 call = asyncio.create_task(self._call(items)) if items else None
                 if call is not None:
@@ -146,6 +147,7 @@ class Lane:
                     await self._filled.wait()
                 else:
                     ran = await _settled(call)
+                    self._long_batches -= long
         finally:
             if ran is not None:
                 await self._hand_out(ran)
@@ -188,27 +190,41 @@ class Lane:
                 item.advance(outputs, states)
             begin = end
 
-    def _form(self) -> list[Chunk]:
-        """Takes the next batch off the queues, and gives each of its items its turn; it may be empty."""
-        policy = self._policy
-        # A share, and not a number of rows, so that it holds for small batches too: of batches of one, every fourth.
-        self._owed = min(self._owed + self._max_rows * _LONG_SHARE, self._max_rows)
-        kept_for_long = min(len(self._long), int(self._owed))
-        self._owed -= kept_for_long
-        short = self._take(self._short, self._max_rows - kept_for_long)
-        long = self._take(self._long, self._max_rows - _rows(short))
-        for item in short:
-            item.turn = item.left
-        turn = policy.max_steps_per_turn
-        if short or self._clock() < self._short_until:
-            turn = min(turn, max((policy.shared_steps, *(item.turn for item in short))))
-        for item in long:
-            item.turn = min(turn, item.left)
-        items = short + long
+    def _form(self) -> tuple[list[Chunk], bool]:
+        """Takes the next batch off the queues, and gives each item its turn; it may be empty. Tells if of long ones."""
+        expected = bool(self._short) or self._clock() < self._short_until
+        may_run_long = not expected or self._long_batches < max(1, len(self._workers) - 1)
+        long = may_run_long and (self._overtaken >= _OVERTAKING or not self._short)
+        items = self._form_long(expected) if long else self._form_short()
+        if not items and may_run_long:  # what was to come first has been cancelled
+            long = not long
+            items = self._form_long(expected) if long else self._form_short()
         if items:
             now = self._timer()
             waits = [now - item.since for item in items for _ in item.rows]
             self._observer.batch_formed(self._version.key, waits)
+        if self._long and not expected:
+            self._filled.set()  # the worker that was kept free is needed again
+        return items, long
+
+    def _form_short(self) -> list[Chunk]:
+        items = self._take(self._short, self._max_rows)
+        for item in items:
+            item.turn = item.left
+        self._overtaken += bool(items and self._long)
+        return items
+
+    def _form_long(self, expected: bool) -> list[Chunk]:
+        """``expected``: short ones may come while it runs, and what is done for each of its rows keeps them waiting."""
+        rows, turn = self._max_rows, self._policy.max_steps_per_turn
+        if expected:
+            rows = max(1, rows // 2)
+            turn = turn if len(self._workers) > 1 else min(turn, self._policy.shared_steps)
+        items = self._take(self._long, rows)
+        for item in items:
+            item.turn = min(turn, item.left)
+        self._overtaken = 0
+        self._long_batches += bool(items)
         return items
 
     def _take(self, queue: FairQueue[Chunk], count: int) -> list[Chunk]:

@@ -1,22 +1,21 @@
 """Compiles shapes in the background, on a thread that yields to everything else."""
 
-import contextlib
 import heapq
 import logging
-import os
-import sys
 import threading
 import time
 
 from service.errors import ServiceError
 from service.executors.saved_model import SavedModel
+from service.executors.threads import begin_thread
 from service.types import VersionKey
 
 _log = logging.getLogger(__name__)
 
 _ASKED_FOR, _FORESEEN = 0, 1
-# Low, but not idle: on a machine that is busy stepping plain graphs, compiling is what relieves it.
-_NICENESS = 5
+# Below the threads that run batches, but not idle: on a machine that is busy stepping plain graphs, compiling is what
+# relieves it.
+_NICENESS = 10
 # How long closing waits for a compile that is under way; it cannot be interrupted.
 _PATIENCE_S = 1.0
 
@@ -81,7 +80,7 @@ class Compiler:
                 self._thread.start()
 
     def _work(self) -> None:
-        _yield_to_others()
+        begin_thread("compiler", _NICENESS)
         while True:
             with self._changed:
                 self._busy = False
@@ -107,10 +106,3 @@ class Compiler:
         else:
             seconds = round(time.monotonic() - began, 2)
             _log.info("compiled", extra={"version": str(model.key), "rows": rows, "steps": steps, "seconds": seconds})
-
-
-def _yield_to_others() -> None:
-    """Lowers the priority of this thread, where threads have one of their own."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

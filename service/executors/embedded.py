@@ -1,7 +1,6 @@
 """Runs models in this process, on TensorFlow: every version of every model in a directory."""
 
 import asyncio
-import contextlib
 import functools
 import logging
 import os
@@ -17,6 +16,7 @@ from service.errors import ExecutorUnavailable, ModelLoadError, ModelVersionUnav
 from service.executors.compiler import Compiler
 from service.executors.model_directory import Found, find_versions
 from service.executors.saved_model import SavedModel
+from service.executors.threads import begin_thread
 from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey, VersionState, VersionStatus
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ _RUN_ROWS = 64
 # A batch of less than that, in rows x time steps, is not worth a second thread.
 _SPLIT_CELLS = 1024
 _LEAST_ROWS = 16
+# Below the thread that answers: it has a little to do for each step, these have a lot to do for many.
+_NICENESS = 5
 # How long closing waits for a step that is under way; it cannot be interrupted.
 _PATIENCE_S = 5.0
 
@@ -202,7 +204,10 @@ class EmbeddedExecutor:
         """A version's own threads: a model that is slow, or hangs, takes none from another."""
         if key not in self._runners:
             self._runners[key] = ThreadPoolExecutor(
-                self._threads, thread_name_prefix="runner", initializer=_name_thread, initargs=("runner",)
+                max(2, self._threads),  # so that short chunks never wait for long ones that run
+                thread_name_prefix="runner",
+                initializer=begin_thread,
+                initargs=("runner", _NICENESS),
             )
         return self._runners[key]
 
@@ -290,12 +295,6 @@ def split_rows(rows: int, steps: int, threads: int, *, compiled: bool) -> list[s
         pieces.append(slice(start, start + size))
         start += size
     return pieces
-
-
-def _name_thread(name: str) -> None:
-    """Tells the operating system what this thread is, so that it shows whose CPU time is whose."""
-    with contextlib.suppress(OSError):  # Linux alone has the file
-        Path("/proc/thread-self/comm").write_text(name)
 
 
 def available_cores() -> int:

@@ -436,8 +436,8 @@ async def test_close_fails_what_waits_and_what_runs():
             await task
 
 
-async def test_short_chunks_go_first_and_long_ones_share_their_batch_for_a_short_turn():
-    policy = BatchPolicy(max_batch_size=8, max_steps_per_turn=10, executor_timeout=10, shared_steps=2)
+async def test_short_chunks_go_first_in_batches_of_their_own():
+    policy = BatchPolicy(max_batch_size=8, max_steps_per_turn=10, executor_timeout=10)
     batcher, executor, _ = make(policy=policy)
     executor.gate.clear()
     first = submit(batcher, random_inputs(1))
@@ -448,24 +448,44 @@ async def test_short_chunks_go_first_and_long_ones_share_their_batch_for_a_short
     await settle()
     executor.gate.set()
     await asyncio.gather(first, *short)
-    assert executor.batches[1].lengths.tolist() == [1, 3, 3, 3, 3, 3, 3, 3]
+    assert executor.batches[1].lengths.tolist() == [1, 3]
     for seed, task in enumerate(flood):
         np.testing.assert_array_equal((await task)[0], run_whole(random_inputs(40, seed))[0])
-    assert max(batch.lengths.max() for batch in executor.batches) == 10  # alone again, they get whole turns
+    assert executor.batches[2].lengths.tolist() == [10] * 8  # alone again, they get whole turns
     await batcher.close()
 
 
 async def test_a_flood_of_short_chunks_does_not_stop_a_long_one():
-    policy = BatchPolicy(max_batch_size=4, max_steps_per_turn=2, executor_timeout=10, shared_steps=2)
+    policy = BatchPolicy(max_batch_size=4, max_steps_per_turn=2, executor_timeout=10)
     batcher, executor, _ = make(policy=policy)
     executor.gate.clear()
     first = submit(batcher, random_inputs(1))
     await settle()
     long = submit(batcher, random_inputs(6))
-    flood = [submit(batcher, random_inputs(1, seed)) for seed in range(30)]
+    flood = [submit(batcher, random_inputs(1, seed)) for seed in range(60)]
     await settle()
     executor.gate.set()
     await long
-    assert [index for index, batch in enumerate(executor.batches) if 2 in batch.lengths] == [1, 3, 5]
+    turns = [index for index, batch in enumerate(executor.batches) if 2 in batch.lengths]
+    assert turns == [4, 9, 14]  # three of short ones go first, and one while its last turn is handed out
     await asyncio.gather(first, *flood)
+    await batcher.close()
+
+
+async def test_a_short_one_is_not_lost_behind_a_long_one_that_was_given_up():
+    batcher, executor, _ = make(policy=BatchPolicy(max_batch_size=1, max_steps_per_turn=3, executor_timeout=10))
+    executor.gate.clear()
+    short = [submit(batcher, random_inputs(1, seed)) for seed in range(5)]
+    await settle()
+    long = submit(batcher, random_inputs(9))
+    await settle()
+    for _ in range(3):  # of the short ones that may overtake it, the last is under way
+        executor.gate.set()
+        await asyncio.sleep(0)
+        executor.gate.clear()
+        executor.entered.clear()
+        await executor.entered.wait()
+    long.cancel()
+    executor.gate.set()
+    await asyncio.gather(*short)
     await batcher.close()

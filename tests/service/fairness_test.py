@@ -8,14 +8,20 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import sequence_service_pb2_grpc
 from service.batcher import BatchPolicy
 from tests.service.batcher_test import NEVER, make, settle, submit
-from tests.service.support import initial_state, random_inputs, running_gateway, step_request, version_of
+from tests.service.support import (
+    NumpyExecutor,
+    initial_state,
+    random_inputs,
+    running_gateway,
+    step_request,
+    version_of,
+)
+
+POLICY = BatchPolicy(max_batch_size=4, max_steps_per_turn=8, executor_timeout=10, shared_steps=2, shared_seconds=0.25)
 
 
-async def test_long_ones_run_alone_in_short_turns_as_long_as_short_ones_keep_coming():
-    policy = BatchPolicy(
-        max_batch_size=4, max_steps_per_turn=8, executor_timeout=10, shared_steps=2, shared_seconds=0.25
-    )
-    batcher, executor, clock = make(policy=policy)
+async def test_long_ones_run_in_short_turns_on_the_only_worker_as_long_as_short_ones_keep_coming():
+    batcher, executor, clock = make(policy=POLICY)
     executor.gate.clear()
     long = submit(batcher, random_inputs(40))
     await settle()
@@ -28,12 +34,34 @@ async def test_long_ones_run_alone_in_short_turns_as_long_as_short_ones_keep_com
         executor.entered.clear()
         await executor.entered.wait()
     await short
-    clock.now += policy.shared_seconds
+    clock.now += POLICY.shared_seconds
     executor.gate.set()
     await long
     turns = [int(batch.lengths.max()) for batch in executor.batches]
     assert turns[:3] == [8, 1, 2]
     assert 8 in turns[3:]
+    await batcher.close()
+
+
+async def test_long_ones_leave_a_worker_free_as_long_as_short_ones_keep_coming():
+    batcher, executor, clock = make(NumpyExecutor(max_in_flight=3), POLICY)
+    await submit(batcher, random_inputs(1))
+    executor.gate.clear()
+    long = [submit(batcher, random_inputs(16, seed)) for seed in range(20)]
+    await settle()
+    under_way = [batch.lengths.tolist() for batch in executor.batches[1:]]
+    assert under_way == [[8, 8], [8, 8]]  # two of three workers, with half the rows each
+    short = submit(batcher, random_inputs(1))
+    await settle()
+    assert executor.batches[3].lengths.tolist() == [1]
+    clock.now += POLICY.shared_seconds
+    executor.gate.set()
+    await short
+    executor.gate.clear()
+    await settle()
+    assert [batch.lengths.tolist() for batch in executor.batches[-3:]] == [[8] * 4] * 3  # all of them again
+    executor.gate.set()
+    await asyncio.gather(*long)
     await batcher.close()
 
 
