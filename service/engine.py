@@ -1,14 +1,11 @@
-"""The story of one step, top to bottom, and of the few other things that can be done to a session."""
+"""The story of one step, top to bottom, and of the gateway around it: models, start, drain, end."""
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, NoReturn
-
-import numpy as np
+from typing import NoReturn
 
 from service.admission import Admission
 from service.batcher import Batcher
@@ -17,38 +14,30 @@ from service.errors import (
     CorruptState,
     DeadlineExceeded,
     FingerprintMismatch,
-    InvalidArgument,
     InvalidTensor,
     ModelVersionUnavailable,
     PositionMismatch,
     ServiceError,
-    SessionLimit,
-    SessionNotFound,
     StepConflict,
     StoreUnavailable,
 )
 from service.executors import Executor
 from service.express import Express
 from service.observing import SILENT, Observer
-from service.seal import Snapshot
+from service.session_admin import SessionAdmin
 from service.sessions import (
     Commit,
     Committed,
     LastStep,
     LocalStore,
     Session,
-    SessionInfo,
     SessionStore,
-    SessionSummary,
     Verdict,
     judge,
 )
 from service.turns import Turns
 from service.types import (
-    FloatArray,
     ModelVersion,
-    SessionKey,
-    StepBatch,
     StepCall,
     StepReply,
     VersionKey,
@@ -59,13 +48,6 @@ _log = logging.getLogger(__name__)
 
 # A session outlives the time limit of the step that it is checked out for by this much.
 _CHECKOUT_MARGIN_S = 5.0
-
-
-class InspectedState(NamedTuple):
-    """A session and its state by component name, each in its own shape."""
-
-    session: Session
-    components: dict[str, FloatArray]
 
 
 class Engine:
@@ -82,6 +64,7 @@ class Engine:
 
     Attributes:
         catalog: The models that are served.
+        sessions: Opens and ends sessions, and whatever is done to them besides stepping.
         express: Takes steps that have nothing to wait for but their batch; None where the store has none at hand.
         drained: Set once ``drain`` is through: nothing more will be answered but refusals.
     """
@@ -105,10 +88,10 @@ class Engine:
         self._clock = clock
         self._observer = observer
         self._timer = timer
+        self.sessions = SessionAdmin(store=store, catalog=self.catalog, executor=executor, admission=admission)
         self._turns = Turns()
         self.express = self._make_express()
         self.drained = asyncio.Event()
-        self._initial_states: dict[tuple[VersionKey, str], FloatArray] = {}
         self._seen: object = None
         self._homeless: set[VersionKey] = set()
 
@@ -210,116 +193,6 @@ class Engine:
             timer=self._timer,
         )
 
-    async def make_room(self, key: SessionKey, limit: int | None) -> None:
-        """Checks that ``key``'s owner, who may keep ``limit`` sessions, may have this one.
-
-        Raises:
-            SessionLimit: the owner has as many already, and this is not one of them.
-        """
-        if limit is None or len(await self._store.list_sessions(key.principal, limit=limit + 1)) < limit:
-            return
-        try:
-            await self._store.load(key, fresh=True)
-        except SessionNotFound:
-            raise SessionLimit(f"this caller may keep at most {limit} sessions", limit=limit) from None
-
-    async def create(self, key: SessionKey, model: str, version: int | None, ttl: float) -> Session:
-        """Opens a session; the same create again returns the session that is there.
-
-        Raises:
-            ModelNotFound, SessionExists, SessionLimit, Draining, StoreUnavailable: see docs/api.md.
-        """
-        self._admission.check_open()
-        served = self.catalog.resolve(model, version)
-        return await self._store.create(
-            SessionInfo(
-                key=key,
-                version=served.key,
-                fingerprint=served.fingerprint,
-                ttl=ttl,
-                create_digest=_digest("create", model, version, ttl),
-                created=0.0,
-            )
-        )
-
-    async def get(self, key: SessionKey) -> Session:
-        """The session as of its last commit."""
-        return await self._store.load(key, fresh=True)
-
-    async def list(self, principal: str, after: str, limit: int) -> Sequence[SessionSummary]:
-        """One owner's sessions by id: up to ``limit`` of those after ``after``."""
-        return await self._store.list_sessions(principal, after=after, limit=limit)
-
-    async def fork(self, source: SessionKey, fork_id: str, ttl: float) -> Session:
-        """A new session of the same owner that goes on where ``source`` stands. Nothing to replay in it yet.
-
-        Raises:
-            SessionNotFound, SessionExists, SessionLimit, Draining, StoreUnavailable: see docs/api.md.
-        """
-        self._admission.check_open()
-        session = await self.get(source)
-        info = SessionInfo(
-            key=SessionKey(source.principal, fork_id),
-            version=session.info.version,
-            fingerprint=session.info.fingerprint,
-            ttl=ttl,
-            create_digest=_digest("fork", source.session_id, ttl),
-            created=0.0,
-        )
-        return await self._store.create(info, state=session.state, position=session.position)
-
-    async def snapshot(self, key: SessionKey) -> tuple[Session, Snapshot]:
-        """The session as of its last commit, and what a new one can be made of."""
-        session = await self.get(key)
-        info = session.info
-        return session, Snapshot(info.version, info.fingerprint, session.position, session.state)
-
-    async def restore(self, key: SessionKey, snapshot: Snapshot, ttl: float, may_use: Callable[[str], bool]) -> Session:
-        """A new session out of a snapshot, on a served version that is the same model.
-
-        Raises:
-            FingerprintMismatch: no version with the snapshot's fingerprint is served (to this caller).
-            SessionExists, SessionLimit, Draining, StoreUnavailable: see docs/api.md.
-        """
-        self._admission.check_open()
-        version = self.catalog.with_fingerprint(snapshot.fingerprint, snapshot.version, may_use)
-        if snapshot.state is not None and snapshot.state.shape != (version.state_size,):
-            raise InvalidArgument(
-                f"the snapshot's state has {snapshot.state.size} values; model {version.key} has {version.state_size}",
-                field="snapshot",
-            )
-        state_digest = b"" if snapshot.state is None else hashlib.sha256(snapshot.state.tobytes()).digest()
-        info = SessionInfo(
-            key=key,
-            version=version.key,
-            fingerprint=version.fingerprint,
-            ttl=ttl,
-            create_digest=_digest("restore", snapshot.fingerprint, snapshot.position, state_digest, ttl),
-            created=0.0,
-        )
-        return await self._store.create(info, state=snapshot.state, position=snapshot.position)
-
-    async def delete(self, key: SessionKey) -> None:
-        """Ends a session. A step of it that is running will find it gone."""
-        await self._store.delete(key)
-
-    async def inspect(self, key: SessionKey) -> InspectedState:
-        """The session's state by component, as of its last commit.
-
-        Raises:
-            SessionNotFound, ModelVersionUnavailable, FingerprintMismatch, CorruptState: see docs/api.md.
-        """
-        session = await self.get(key)
-        version = await self.catalog.pinned_or_new(session.info)
-        state = await self._initial_state(version) if session.state is None else session.state
-        if state.shape != (version.state_size,):
-            raise CorruptState(f"the stored state has shape {state.shape}; expected ({version.state_size},)")
-        components = {
-            part.name: state[part.offset : part.offset + int(np.prod(part.shape))].reshape(part.shape)
-            for part in version.state_layout
-        }
-        return InspectedState(session, components)
-
     async def session_counts(self) -> dict[VersionKey, int]:
         """Live sessions by version."""
         return await self._store.counts()
@@ -385,21 +258,6 @@ class Engine:
         await self._executor.close()
         await self._store.close()
 
-    async def _initial_state(self, version: ModelVersion) -> FloatArray:
-        """``[state_size]``: what a reset row that steps nothing comes back as. The same for every session."""
-        name = (version.key, version.fingerprint)
-        if name not in self._initial_states:
-            rows, steps = self._executor.bucket(1, 1)
-            nothing = StepBatch(
-                inputs=np.zeros((rows, steps, version.input_dim), np.float32),
-                lengths=np.zeros(rows, np.int32),
-                reset=np.ones(rows, np.bool_),
-                state=np.zeros((rows, version.state_size), np.float32),
-            )
-            result = await self._executor.step(version.key, nothing)
-            self._initial_states[name] = result.state[0].copy()
-        return self._initial_states[name]
-
 
 def _check_against(version: ModelVersion, call: StepCall, session: Session) -> None:
     width = call.inputs.shape[1]
@@ -434,7 +292,3 @@ def _refusal(call: StepCall, session: Session, verdict: Verdict) -> ServiceError
         + (f" and its last step began at {last_begin}" if last_begin is not None else ""),
         **facts,
     )
-
-
-def _digest(*parts: object) -> bytes:
-    return hashlib.sha256(repr(parts).encode()).digest()

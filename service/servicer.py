@@ -78,6 +78,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         span: Callable[[str], AbstractContextManager[None]] | None = None,
     ) -> None:
         self._engine = engine
+        self._sessions = engine.sessions
         self._limits = limits
         self._sealer = sealer
         self._observer = observer
@@ -91,31 +92,33 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         version = request.model.version if request.model.HasField("version") else None
         if not current().may_use(name):
             raise not_served(name)
-        key = await self._new_key(request.session_id)
-        return codec.render_session(await self._engine.create(key, name, version, self._ttl(request)))
+        key, most = _key(request.session_id), current().max_sessions
+        session = await self._sessions.create(key, name, version, self._ttl(request), owner_limit=most)
+        return codec.render_session(session)
 
     async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> pb.Session:
-        return codec.render_session(await self._engine.get(_key(request.session_id)))
+        return codec.render_session(await self._sessions.get(_key(request.session_id)))
 
     async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> pb.ListSessionsResponse:
         principal, size = current().name, codec.parse_page_size(request.page_size)
-        found = await self._engine.list(principal, self._sealer.unseal_page(principal, request.page_token), size)
+        found = await self._sessions.list(principal, self._sealer.unseal_page(principal, request.page_token), size)
         more = self._sealer.seal_page(principal, found[-1].info.key.session_id) if len(found) == size else ""
         return pb.ListSessionsResponse(
             sessions=[codec.render_session(session) for session in found], next_page_token=more
         )
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> empty_pb2.Empty:
-        await self._engine.delete(_key(request.session_id))
+        await self._sessions.delete(_key(request.session_id))
         return empty_pb2.Empty()
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
-        source = _key(request.session_id)
-        fork = await self._new_key(request.fork_session_id, "fork_session_id")
-        return codec.render_session(await self._engine.fork(source, fork.session_id, self._ttl(request)))
+        source, most = _key(request.session_id), current().max_sessions
+        fork_id = codec.parse_id(request.fork_session_id, "fork_session_id")
+        session = await self._sessions.fork(source, fork_id, self._ttl(request), owner_limit=most)
+        return codec.render_session(session)
 
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:
-        session, snapshot = await self._engine.snapshot(_key(request.session_id))
+        session, snapshot = await self._sessions.snapshot(_key(request.session_id))
         return pb.SnapshotSessionResponse(
             snapshot=self._sealer.seal_snapshot(snapshot), session=codec.render_session(session)
         )
@@ -123,11 +126,12 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.Session:
         codec.check_message(request, self._limits.max_message_bytes)
         snapshot = self._sealer.unseal_snapshot(request.snapshot)
-        key = await self._new_key(request.session_id)
-        return codec.render_session(await self._engine.restore(key, snapshot, self._ttl(request), current().may_use))
+        key, caller, ttl = _key(request.session_id), current(), self._ttl(request)
+        session = await self._sessions.restore(key, snapshot, ttl, caller.may_use, owner_limit=caller.max_sessions)
+        return codec.render_session(session)
 
     async def InspectSession(self, request: pb.InspectSessionRequest, context: Context) -> pb.InspectSessionResponse:
-        inspected = await self._engine.inspect(_key(request.session_id))
+        inspected = await self._sessions.inspect(_key(request.session_id))
         return pb.InspectSessionResponse(
             session=codec.render_session(inspected.session), state=codec.render_state(inspected.components)
         )
@@ -230,13 +234,6 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
                         _log.error("a step failed in a way that it should not", exc_info=one)
                     message.responses.append(self._refuse(requests[place], one, steps.began))
         arrived(steps, message, again)
-
-    async def _new_key(self, session_id: str, field: str = "session_id") -> SessionKey:
-        """The key of a session that is to be made, if its owner may have one more."""
-        principal = current()
-        key = SessionKey(principal.name, codec.parse_id(session_id, field))
-        await self._engine.make_room(key, principal.max_sessions)
-        return key
 
     def _ttl(self, request: pb.CreateSessionRequest | pb.ForkSessionRequest | pb.RestoreSessionRequest) -> float:
         ttl = request.ttl if request.HasField("ttl") else None

@@ -153,14 +153,22 @@ class SessionStore(Protocol):
     Cancelling a caller never tears a command: it is applied whole, or not at all.
     """
 
-    async def create(self, info: SessionInfo, *, state: FloatArray | None = None, position: int = 0) -> Session:
+    async def create(
+        self,
+        info: SessionInfo,
+        *,
+        state: FloatArray | None = None,
+        position: int = 0,
+        owner_limit: int | None = None,
+    ) -> Session:
         """Makes a session; returns the one that is there if the same request made it (``info.create_digest``).
 
-        ``info.created`` is ignored: the store's clock sets it.
+        ``info.created`` is ignored: the store's clock sets it. ``owner_limit`` is the most sessions that its owner may
+        have, this one included; None for no limit but the store's.
 
         Raises:
             SessionExists: the id is taken by another create.
-            SessionLimit: there are as many sessions as the store keeps.
+            SessionLimit: there are as many sessions as the store keeps, or as its owner may have.
             StoreUnavailable: nothing was made, or a repeated create will find it.
         """
         ...

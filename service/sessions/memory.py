@@ -38,7 +38,14 @@ class MemoryStore:
         self._sessions: dict[SessionKey, Session] = {}
         self._ids: dict[str, list[str]] = {}  # of each principal, sorted: a list of some must not look at all
 
-    async def create(self, info: SessionInfo, *, state: FloatArray | None = None, position: int = 0) -> Session:
+    async def create(
+        self,
+        info: SessionInfo,
+        *,
+        state: FloatArray | None = None,
+        position: int = 0,
+        owner_limit: int | None = None,
+    ) -> Session:
         """See ``SessionStore.create``."""
         now = self._clock()
         there = self._live(info.key, now)
@@ -49,6 +56,8 @@ class MemoryStore:
                 f"session id {info.key.session_id!r} is taken by a session that another request made",
                 session_id=info.key.session_id,
             )
+        if owner_limit is not None and self._count(info.key.principal, now) >= owner_limit:
+            raise SessionLimit(f"this caller may keep at most {owner_limit} sessions", limit=owner_limit)
         if len(self._sessions) >= self._max_sessions:
             await self.sweep()
             if len(self._sessions) >= self._max_sessions:
@@ -164,6 +173,11 @@ class MemoryStore:
             return session
         self._remove(key)
         return None
+
+    def _count(self, principal: str, now: float) -> int:
+        """One owner's live sessions."""
+        ids = self._ids.get(principal, ())
+        return sum(self._sessions[SessionKey(principal, name)].expires > now for name in ids)
 
     def _remove(self, key: SessionKey) -> None:
         del self._sessions[key]

@@ -63,7 +63,7 @@ class Bench:
         await self.engine.close()
 
     def create(self, key=KEY, model="sums", version=None, ttl=60.0):
-        return self.engine.create(key, model, version, ttl)
+        return self.engine.sessions.create(key, model, version, ttl)
 
     def call(self, inputs, position, key=KEY, limit=10.0):
         deadline = asyncio.get_running_loop().time() + limit
@@ -115,7 +115,7 @@ async def test_any_other_position_is_a_mismatch_that_tells_where_the_session_sta
         with pytest.raises(PositionMismatch) as caught:
             await bench.step(random_inputs(2), position)
         assert caught.value.metadata == {"position": "2", "last_begin": "0"}
-        assert (await bench.engine.get(KEY)).position == 2
+        assert (await bench.engine.sessions.get(KEY)).position == 2
 
 
 async def test_a_fresh_session_has_nothing_to_replay():
@@ -149,7 +149,7 @@ async def test_a_failed_step_leaves_the_session_as_it_was():
         await bench.create()
         inputs = random_inputs(12)
         await bench.step(inputs[:2], 0)
-        before = await bench.engine.get(KEY)
+        before = await bench.engine.sessions.get(KEY)
 
         def bad_on_the_second_slice(batch):
             good = compute(batch)
@@ -161,7 +161,7 @@ async def test_a_failed_step_leaves_the_session_as_it_was():
         with pytest.raises(BadModelOutput):
             await bench.step(inputs[2:], 2)
         bench.executor.fault = None
-        assert (await bench.engine.get(KEY)).token == before.token
+        assert (await bench.engine.sessions.get(KEY)).token == before.token
         reply = await bench.step(inputs[2:], 2)
         np.testing.assert_array_equal(reply.outputs, run_whole(inputs)[0][2:])
 
@@ -220,10 +220,14 @@ async def test_unknown_models_versions_and_sessions():
             await bench.create(model="nope")
         with pytest.raises(ModelNotFound, match="served: 1"):
             await bench.create(version=2)
-        for use in (bench.step(random_inputs(1), 0), bench.engine.get(KEY), bench.engine.inspect(KEY)):
+        for use in (
+            bench.step(random_inputs(1), 0),
+            bench.engine.sessions.get(KEY),
+            bench.engine.sessions.inspect(KEY),
+        ):
             with pytest.raises(SessionNotFound):
                 await use
-        await bench.engine.delete(KEY)
+        await bench.engine.sessions.delete(KEY)
 
 
 async def test_a_deleted_session_is_not_committed_to():
@@ -232,12 +236,12 @@ async def test_a_deleted_session_is_not_committed_to():
         bench.executor.hold()
         task = asyncio.create_task(bench.step(random_inputs(1), 0))
         await bench.executor.entered.wait()
-        await bench.engine.delete(KEY)
+        await bench.engine.sessions.delete(KEY)
         bench.executor.gate.set()
         with pytest.raises(SessionNotFound):
             await task
         with pytest.raises(SessionNotFound):
-            await bench.engine.get(KEY)
+            await bench.engine.sessions.get(KEY)
 
 
 async def test_a_session_deleted_and_made_again_while_a_step_ran_does_not_get_its_state():
@@ -247,7 +251,7 @@ async def test_a_session_deleted_and_made_again_while_a_step_ran_does_not_get_it
         inputs = random_inputs(3)
         task = asyncio.create_task(bench.step(inputs, 0))
         await bench.executor.entered.wait()
-        await bench.engine.delete(KEY)
+        await bench.engine.sessions.delete(KEY)
         await bench.create()
         bench.executor.gate.set()
         # The position fits the new session, its history does not: the step is run again, on the new one's state.
@@ -265,7 +269,7 @@ async def test_new_sessions_get_the_newest_version_and_old_ones_stay():
         assert (await bench.create(SessionKey("p", "b"))).info.version == newer.key
         assert (await bench.create(SessionKey("p", "c"), version=1)).info.version.version == 1
         await bench.step(random_inputs(1), 0)
-        assert (await bench.engine.get(KEY)).info.version.version == 1
+        assert (await bench.engine.sessions.get(KEY)).info.version.version == 1
         assert await bench.engine.session_counts() == {version_of(version=1).key: 2, newer.key: 1}
 
 
@@ -292,7 +296,7 @@ async def test_a_version_that_another_gateway_saw_first_is_waited_for():
         await first.create()
         inputs = random_inputs(2)
         step = asyncio.create_task(second.step(inputs, 0))
-        inspected = asyncio.create_task(second.engine.inspect(KEY))
+        inspected = asyncio.create_task(second.engine.sessions.inspect(KEY))
         await asyncio.sleep(0)
         assert not step.done()
         executor.served[newer.key] = newer
@@ -321,7 +325,7 @@ async def test_sessions_expire_and_each_commit_renews_them():
         bench.store_clock.now += 40
         await bench.step(random_inputs(1), 0)
         bench.store_clock.now += 59
-        await bench.engine.get(KEY)
+        await bench.engine.sessions.get(KEY)
         with pytest.raises(SessionLimit):
             await bench.create(SessionKey("p", "b"))
         bench.store_clock.now += 1
@@ -345,11 +349,11 @@ async def test_a_session_does_not_expire_under_a_step_that_runs():
 async def test_inspect_names_the_parts_of_the_last_commit():
     async with Bench() as bench:
         await bench.create()
-        fresh = await bench.engine.inspect(KEY)
+        fresh = await bench.engine.sessions.inspect(KEY)
         np.testing.assert_array_equal(fresh.components["average"], initial_state()[:2])
         inputs = random_inputs(5)
         await bench.step(inputs, 0)
-        inspected = await bench.engine.inspect(KEY)
+        inspected = await bench.engine.sessions.inspect(KEY)
         state = run_whole(inputs)[1]
         np.testing.assert_array_equal(inspected.components["average"], state[:2])
         np.testing.assert_array_equal(inspected.components["counters"], state[3:].reshape(1, 2))
@@ -399,5 +403,5 @@ async def test_a_store_that_is_down_fails_the_step_and_keeps_the_session():
         with pytest.raises(StoreUnavailable):
             await bench.step(random_inputs(2), 0)
         store.broken = False
-        assert (await bench.engine.get(KEY)).position == 0
+        assert (await bench.engine.sessions.get(KEY)).position == 0
         np.testing.assert_array_equal((await bench.step(random_inputs(2), 0)).outputs, run_whole(random_inputs(2))[0])

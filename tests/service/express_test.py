@@ -156,7 +156,7 @@ async def test_a_step_ends_at_its_time_limit_while_its_batch_runs_on():
         assert isinstance(step.came, DeadlineExceeded)
         assert step.came.version.model == "sums"
         bench.executor.gate.set()
-        assert (await bench.engine.get(KEY)).position == 0
+        assert (await bench.engine.sessions.get(KEY)).position == 0
         assert nothing_is_held(bench)
 
 
@@ -167,7 +167,7 @@ async def test_a_model_that_fails_is_told_and_changes_nothing():
         bench.executor.fault = lambda batch: StepBatchResult(compute(batch).outputs * np.nan, compute(batch).state)
         caller.begin(random_inputs(3), 0)
         assert isinstance((await caller.outcome()).came, BadModelOutput)
-        assert (await bench.engine.get(KEY)).position == 0
+        assert (await bench.engine.sessions.get(KEY)).position == 0
         assert nothing_is_held(bench)
 
 
@@ -179,12 +179,12 @@ async def test_a_session_that_is_another_one_by_the_time_of_the_commit_is_left_t
         bench.executor.hold()
         caller.begin(inputs, 0)
         await bench.executor.entered.wait()
-        await bench.engine.delete(KEY)
+        await bench.engine.sessions.delete(KEY)
         await bench.create()
         bench.executor.gate.set()
         step = await caller.outcome()
         assert step.came is None
-        assert (await bench.engine.get(KEY)).position == 0
+        assert (await bench.engine.sessions.get(KEY)).position == 0
         assert nothing_is_held(bench)
 
 
@@ -195,7 +195,7 @@ async def test_a_session_that_is_deleted_meanwhile_is_told():
         bench.executor.hold()
         caller.begin(random_inputs(3), 0)
         await bench.executor.entered.wait()
-        await bench.engine.delete(KEY)
+        await bench.engine.sessions.delete(KEY)
         bench.executor.gate.set()
         assert isinstance((await caller.outcome()).came, SessionNotFound)
         assert nothing_is_held(bench)
@@ -260,12 +260,12 @@ async def test_of_steps_that_go_together_one_may_be_given_up_and_one_fail():
         steps.cancel("nobody")
         assert (list(together.came), len(steps)) == ([1], 2)
         assert isinstance(together.came[1], asyncio.CancelledError)
-        await bench.engine.delete(together.keys[2])
+        await bench.engine.sessions.delete(together.keys[2])
         bench.executor.gate.set()
         await asyncio.wait_for(together.over.wait(), 10)
         together.check([0])
         assert isinstance(together.came[2], SessionNotFound)
-        assert (await bench.engine.get(together.keys[1])).position == 0
+        assert (await bench.engine.sessions.get(together.keys[1])).position == 0
         assert nothing_is_held(bench)
 
 

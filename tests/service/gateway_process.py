@@ -26,7 +26,7 @@ def gateway_process(port_file: Path, store: str = "memory") -> Iterator[tuple[su
         yield process, int(port_file.read_text())
     finally:
         process.terminate()
-        code = process.wait(30)
+        code = process.wait(120)
     assert code == 0
 
 

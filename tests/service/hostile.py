@@ -269,14 +269,14 @@ class Witness:
         self._outputs.append(outputs_of(self._answered(request)))
 
     def _answered(self, request):
-        """The answer; asked for once more where the machine stood still so long that limits of time passed."""
-        asked = time.monotonic()
-        try:
-            return self._stub.Step(request, timeout=600)
-        except grpc.RpcError:
-            if time.monotonic() - asked < 20:
-                raise
-        return self._stub.Step(request, timeout=600, wait_for_ready=True)
+        """The answer; asked for again where the machine stood still so long that limits of time passed."""
+        while True:
+            asked = time.monotonic()
+            try:
+                return self._stub.Step(request, timeout=600, wait_for_ready=True)
+            except grpc.RpcError:
+                if time.monotonic() - asked < 20:
+                    raise
 
     def finish(self):
         self._check()

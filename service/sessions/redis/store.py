@@ -105,9 +105,16 @@ class RedisStore:
         # The store's clock less the event loop's, as of the last reply.
         self._clock_offset: float | None = None
 
-    async def create(self, info: SessionInfo, *, state: FloatArray | None = None, position: int = 0) -> Session:
+    async def create(
+        self,
+        info: SessionInfo,
+        *,
+        state: FloatArray | None = None,
+        position: int = 0,
+        owner_limit: int | None = None,
+    ) -> Session:
         """See ``SessionStore.create``."""
-        return await self._whole(self._create(info, state, position))
+        return await self._whole(self._create(info, state, position, owner_limit))
 
     async def load(self, key: SessionKey, *, fresh: bool = False) -> Session:
         """See ``SessionStore.load``. A copy that is the store's is not sent again."""
@@ -225,7 +232,9 @@ class RedisStore:
             return session
         return self._read(key, reply)
 
-    async def _create(self, info: SessionInfo, state: FloatArray | None, position: int) -> Session:
+    async def _create(
+        self, info: SessionInfo, state: FloatArray | None, position: int, owner_limit: int | None
+    ) -> Session:
         info = info._replace(ttl=millis(info.ttl) / 1000)
         keys, token = self._keys(info.key), new_token()
         reply = await self._ask(
@@ -243,6 +252,7 @@ class RedisStore:
             position,
             self._encode(info, blob.Content(position, token, state, None)),
             self._max_sessions,
+            "" if owner_limit is None else owner_limit,
         )
         if reply.status == "there":
             return self._read(info.key, reply)
@@ -251,6 +261,8 @@ class RedisStore:
                 f"session id {info.key.session_id!r} is taken by a session that another request made",
                 session_id=info.key.session_id,
             )
+        if reply.status == "enough" and owner_limit is not None:
+            raise SessionLimit(f"this caller may keep at most {owner_limit} sessions", limit=owner_limit)
         if reply.status == "full":
             raise SessionLimit(f"the store keeps at most {self._max_sessions} sessions", limit=self._max_sessions)
         info = info._replace(created=reply.now)

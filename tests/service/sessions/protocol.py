@@ -235,7 +235,7 @@ class World:
         self.gateways = [await Gateway(self, self.make_store()).start() for _ in range(2)]
         self.clients = [Client(name) for name in clients]
         for client in self.clients:
-            await self.gateways[0].engine.create(client.key, "chain", None, 3600.0)
+            await self.gateways[0].engine.sessions.create(client.key, "chain", None, 3600.0)
         return self
 
     def count(self, outcome):

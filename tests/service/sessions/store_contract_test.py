@@ -262,6 +262,30 @@ async def test_there_are_no_more_sessions_than_the_limit(make_bench):
         await bench.close()
 
 
+async def test_one_owner_s_sessions_are_no_more_than_its_limit_however_many_are_made_at_once(store, bench):
+    def create(name, principal="p", ttl=100):
+        return bench.other().create(info_of(key_of(name, principal), ttl=ttl), owner_limit=3)
+
+    outcomes = await asyncio.gather(
+        *(create(f"s{number}", ttl=10 if number else 100) for number in range(12)), return_exceptions=True
+    )
+    made = [outcome.info.key for outcome in outcomes if not isinstance(outcome, Exception)]
+    assert len(made) == 3
+    assert all(isinstance(outcome, SessionLimit) for outcome in outcomes if isinstance(outcome, Exception))
+    assert made == [session.info.key for session in await store.list_sessions("p", limit=20)]
+    await create("s0")  # the same create again is no new session
+    await create("s0", "another")
+    await store.delete(made[0])
+    await create("more")
+    with pytest.raises(SessionLimit, match="at most 3 sessions"):
+        await create("again")
+    bench.elapse(11)  # two of the first have expired
+    for number in range(2):
+        await create(f"after{number}")
+    with pytest.raises(SessionLimit):
+        await create("again")
+
+
 async def test_counts_are_of_live_sessions_by_version(store, bench):
     await store.create(info_of(key_of("a"), ttl=10))
     await store.create(info_of(key_of("b"), ttl=100))
