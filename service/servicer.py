@@ -112,9 +112,9 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         return empty_pb2.Empty()
 
     async def ForkSession(self, request: pb.ForkSessionRequest, context: Context) -> pb.Session:
-        source, most = _key(request.session_id), current().max_sessions
+        source, caller, ttl = _key(request.session_id), current(), self._ttl(request)
         fork_id = codec.parse_id(request.fork_session_id, "fork_session_id")
-        session = await self._sessions.fork(source, fork_id, self._ttl(request), owner_limit=most)
+        session = await self._sessions.fork(source, fork_id, ttl, caller.may_use, owner_limit=caller.max_sessions)
         return codec.render_session(session)
 
     async def SnapshotSession(self, request: pb.SnapshotSessionRequest, context: Context) -> pb.SnapshotSessionResponse:

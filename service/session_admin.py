@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from service.admission import Admission
-from service.catalog import Catalog
+from service.catalog import Catalog, not_served
 from service.errors import CorruptState, InvalidArgument
 from service.executors import Executor
 from service.seal import Snapshot
@@ -71,14 +71,25 @@ class SessionAdmin:
         """One owner's sessions by id: up to ``limit`` of those after ``after``."""
         return await self._store.list_sessions(principal, after=after, limit=limit)
 
-    async def fork(self, source: SessionKey, fork_id: str, ttl: float, *, owner_limit: int | None = None) -> Session:
+    async def fork(
+        self,
+        source: SessionKey,
+        fork_id: str,
+        ttl: float,
+        may_use: Callable[[str], bool],
+        *,
+        owner_limit: int | None = None,
+    ) -> Session:
         """A new session of the same owner that goes on where ``source`` stands. Nothing to replay in it yet.
 
         Raises:
+            ModelNotFound: the owner may not use the model any more.
             SessionNotFound, SessionExists, SessionLimit, Draining, StoreUnavailable: see docs/api.md.
         """
         self._admission.check_open()
         session = await self.get(source)
+        if not may_use(session.info.version.model):
+            raise not_served(session.info.version.model)
         info = SessionInfo(
             key=SessionKey(source.principal, fork_id),
             version=session.info.version,

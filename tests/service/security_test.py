@@ -125,6 +125,18 @@ async def test_a_principal_s_models_are_all_that_it_sees(token_file):
             assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
+async def test_a_model_that_is_taken_from_a_principal_opens_nothing_new_and_what_is_open_goes_on(token_file):
+    token_file.write_text(TOKENS.replace('models = ["sums"]', 'models = ["sums", "other"]'))
+    async with running_gateway(NumpyExecutor(version_of(), version_of("other")), token_file=token_file) as running:
+        await running.stub.CreateSession(create("s", "other"), metadata=BOB)
+        token_file.write_text(TOKENS)
+        running.gateway._authenticator.reload()
+        fork = pb.ForkSessionRequest(session_id="s", fork_session_id="t")
+        code, reason, _ = await refused(running.stub.ForkSession(fork, metadata=BOB))
+        assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
+        assert (await running.stub.Step(step_request("s", random_inputs(1), 0), metadata=BOB)).position == 1
+
+
 async def test_a_principal_s_limits_are_its_own(token_file):
     async with running_gateway(token_file=token_file) as running:
         for name in "ab":

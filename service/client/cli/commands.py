@@ -153,6 +153,8 @@ def add_to(parsers: Any) -> None:
 def _add(parsers: Any, name: str, run: Any) -> argparse.ArgumentParser:
     text = str(run.__doc__).splitlines()[0]
     parser: argparse.ArgumentParser = parsers.add_parser(name, help=text, description=text)
+    # Before the command or behind it: what is left out here must not undo what was said there.
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON, for programs")
     parser.set_defaults(run=run)
     return parser
 

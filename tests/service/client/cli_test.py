@@ -51,6 +51,8 @@ def test_models(run):
     assert re.search(r"sums\s+1\s+AVAILABLE\s+2\s+3\s+5", printed)
     assert "counters" in run("models", "sums")[1]
     _, (row,), _ = run("models", json_out=True)
+    _, behind, _ = run("models", "--json")
+    assert json.loads(behind) == [row]
     assert (row["model"], row["version"], row["input_dim"]) == ("sums", 1, 2)
     assert row["state_layout"][0] == {"name": "average", "shape": [2], "axes": ["channel"]}
 

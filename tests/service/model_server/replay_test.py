@@ -31,7 +31,7 @@ LEFT_OUT = {
     "rest/v1/models/echo/versions/9:predict": _REST,
     "sigterm_with_request_in_flight": "on purpose: SIGTERM drains here, TensorFlow Serving ignores it",
 }
-# Observations that are not one call: each has a test of its own, below or in startup_test.py.
+# Observations that are not one call: each has a test of its own, below or in core_test.py.
 TESTED_APART = {
     "counter_200_concurrent_assign_add",
     "hot_load_v3_under_traffic",
