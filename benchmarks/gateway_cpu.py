@@ -2,8 +2,9 @@
 
 ``python benchmarks/gateway_cpu.py --sessions 64 --steps 1``
 
-No sockets, no model and no other process: an executor that answers zeros at once, and a client that hands over parsed
-messages of ``--sessions`` steps and serialises the responses. CPU microseconds a step, the median of some rounds.
+No sockets, no model and no other process: an executor that answers zeros at once, and clients (``--streams``) that hand
+over parsed messages of ``--sessions`` steps and serialise the responses. CPU microseconds a step, the median of some
+rounds.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import statistics
 import time
 
 import numpy as np
+import uvloop
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
@@ -106,50 +108,72 @@ def make():
     return engine, SequenceServicer(engine, limits, Sealer(bytes(32)), metrics, RequestLog(0.0))
 
 
-async def measure(sessions, steps, rounds, messages):
-    engine, servicer = make()
-    await engine.start()
-    set_caller(lambda: ANONYMOUS, "client")
-    names = [f"{number:032x}" for number in range(sessions)]
-    for name in names:
-        await servicer.CreateSession(
-            pb.CreateSessionRequest(session_id=name, model=pb.ModelSpec(name=VERSION.key.model)), Context()
-        )
-    tensor = tensor_pb2.Tensor(
-        dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(steps, INPUT_DIM), content=bytes(4 * steps * INPUT_DIM)
-    )
-    asked = asyncio.Queue()
+class Client:
+    """A stream with sessions of its own, which it steps all at once, over and over."""
 
-    async def requests():
-        while (message := await asked.get()) is not None:
+    def __init__(self, servicer, number, sessions, steps):
+        self._servicer = servicer
+        self._names = [f"{number:016x}{session:016x}" for session in range(sessions)]
+        self._asked = asyncio.Queue()
+        self._responses = None
+        self._position, self._steps = 0, steps
+        self._tensor = tensor_pb2.Tensor(
+            dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(steps, INPUT_DIM), content=bytes(4 * steps * INPUT_DIM)
+        )
+
+    async def open(self):
+        for name in self._names:
+            model = pb.ModelSpec(name=VERSION.key.model)
+            await self._servicer.CreateSession(pb.CreateSessionRequest(session_id=name, model=model), Context())
+        self._responses = self._servicer.StreamSteps(self._messages(), Context())
+
+    async def _messages(self):
+        while (message := await self._asked.get()) is not None:
             yield message
 
-    responses = servicer.StreamSteps(requests(), Context())
-    position, costs = 0, []
-    for _ in range(rounds):
-        ready = []
-        for _ in range(messages):
-            message = pb.StreamStepsRequest()
-            for number, name in enumerate(names):
-                request = message.requests.add(request_id=str(number), session_id=name, position=position)
-                request.inputs.CopyFrom(tensor)
-                request.timeout.seconds = 59
-            ready.append(message.SerializeToString())
-            position += steps
-        began = time.process_time()
-        for message in ready:
-            asked.put_nowait(pb.StreamStepsRequest.FromString(message))
-            left = sessions
+    def message(self):
+        """The next, as its bytes."""
+        message = pb.StreamStepsRequest()
+        for number, name in enumerate(self._names):
+            request = message.requests.add(request_id=str(number), session_id=name, position=self._position)
+            request.inputs.CopyFrom(self._tensor)
+            request.timeout.seconds = 59
+        self._position += self._steps
+        return message.SerializeToString()
+
+    async def run(self, messages):
+        for message in messages:
+            self._asked.put_nowait(pb.StreamStepsRequest.FromString(message))
+            left = len(self._names)
             while left:
-                response = await anext(responses)
+                response = await anext(self._responses)
                 left -= len(response.responses)
                 response.SerializeToString()
                 if response.responses[0].HasField("status"):
                     raise SystemExit(str(response.responses[0].status))
-        costs.append(1e6 * (time.process_time() - began) / (messages * sessions))
-    asked.put_nowait(None)
-    async for _ in responses:
-        pass
+
+    async def close(self):
+        self._asked.put_nowait(None)
+        async for _ in self._responses:
+            pass
+
+
+async def measure(options):
+    engine, servicer = make()
+    await engine.start()
+    set_caller(lambda: ANONYMOUS, "client")
+    clients = [Client(servicer, number, options.sessions, options.steps) for number in range(options.streams)]
+    for client in clients:
+        await client.open()
+    costs = []
+    for _ in range(options.rounds):
+        ready = [[client.message() for _ in range(options.messages)] for client in clients]
+        began = time.process_time()
+        await asyncio.gather(*(client.run(messages) for client, messages in zip(clients, ready, strict=True)))
+        steps = options.messages * options.sessions * options.streams
+        costs.append(1e6 * (time.process_time() - began) / steps)
+    for client in clients:
+        await client.close()
     await engine.close()
     return statistics.median(costs)
 
@@ -158,12 +182,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=64, help="steps of a message (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1, help="time steps of a step (default: %(default)s)")
+    parser.add_argument("--streams", type=int, default=1, help="at once (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--messages", type=int, default=50, help="of a round (default: %(default)s)")
     options = parser.parse_args()
     gc.set_threshold(10_000, 20, 20)  # as the gateway does
-    cost = asyncio.run(measure(options.sessions, options.steps, options.rounds, options.messages))
-    print(f"{options.sessions} steps of {options.steps} in a message: {cost:.1f} us of CPU a step")
+    cost = uvloop.run(measure(options))
+    print(
+        f"{options.streams} streams, {options.sessions} steps of {options.steps} in a message: "
+        f"{cost:.1f} us of CPU a step"
+    )
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ class Outcome(Protocol):
 class Chunk:
     """Rows that run side by side: ``taken`` of their time steps have run and brought them to ``states``.
 
-    Its length is the number of its rows. ``turn`` is how many time steps run in the batch that it is in, ``waits``
-    whether it is in none, ``since`` when it last went into the queue, ``origin`` what it came from.
+    ``size`` is the number of its rows, ``turn`` how many time steps run in its batch, ``waits`` whether it
+    is in none, ``since`` when it last went into the queue, ``origin`` what it came from.
 
     Args:
         lane: What it is put in.
@@ -59,6 +59,7 @@ class Chunk:
         "outputs",
         "rows",
         "since",
+        "size",
         "states",
         "taken",
         "turn",
@@ -78,7 +79,8 @@ class Chunk:
         self.caller = caller
         self.inputs = inputs
         self.states: list[FloatArray | None] | FloatArray = list(states)
-        self.rows: Sequence[int] = range(len(inputs))
+        self.size = len(inputs)
+        self.rows: Sequence[int] = range(self.size)
         self.deadline = deadline
         self.outcome = outcome
         self.taken = 0
@@ -88,9 +90,6 @@ class Chunk:
         self.origin: object = None
         self.outputs: list[FloatArray] = []
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     @property
     def left(self) -> int:
         """Time steps that are still to run."""
@@ -99,9 +98,9 @@ class Chunk:
     def leave(self, row: int) -> None:
         """The caller gave this row up; it is among those ``gone`` of its outcome."""
         at = bisect_left(self.rows, row)
-        if not self.waits or at == len(self) or self.rows[at] != row:
+        if not self.waits or at == self.size or self.rows[at] != row:
             return  # a batch reads it, and runs without it from then on
-        if len(self) == 1:
+        if self.size == 1:
             self.inputs, self.states = _NOTHING, [None]
             self.outputs.clear()
         elif isinstance(self.states, list):
@@ -113,10 +112,11 @@ class Chunk:
         gone = self.outcome.gone
         if gone:
             self.keep([at for at, row in enumerate(self.rows) if row not in gone])
-        return bool(self.rows)
+        return self.size > 0
 
     def keep(self, places: Sequence[int]) -> None:
         """Drops all rows but those at these places."""
+        self.size = len(places)
         self.rows = [self.rows[at] for at in places]
         self.inputs = self.inputs[places] if places else _NOTHING
         self.states = [self.states[at] for at in places] if isinstance(self.states, list) else self.states[places]
@@ -127,6 +127,7 @@ class Chunk:
         head = Chunk.__new__(Chunk)
         for name in self.__slots__:
             setattr(head, name, getattr(self, name))
+        head.size, self.size = count, self.size - count
         head.rows, self.rows = self.rows[:count], self.rows[count:]
         head.inputs, self.inputs = self.inputs[:count], self.inputs[count:]
         head.states, self.states = self.states[:count], self.states[count:]
@@ -140,14 +141,12 @@ class Chunk:
         states = self.states
         if not isinstance(states, list):
             state[:] = states
-        elif all(one is not None for one in states):
-            np.concatenate(states, out=state.reshape(-1))  # type: ignore[arg-type] # none of them is None
-        else:
-            for at, one in enumerate(states):
-                if one is None:
-                    reset[at], state[at] = True, 0
-                else:
-                    state[at] = one
+            return
+        for at, one in enumerate(states):
+            if one is None:
+                reset[at], state[at] = True, 0
+            else:
+                state[at] = one
 
     def advance(self, outputs: FloatArray, states: FloatArray) -> None:
         """Moves it on by the turn that ran, to its outcome or back into the queue.

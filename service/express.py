@@ -133,10 +133,11 @@ class ExpressSteps:
     def _give_up(self, rows: Iterable[int], error: BaseException) -> None:
         rows = tuple(rows)
         self.gone.update(rows)
+        chunk = self.chunk
         self._through(rows, [error] * len(rows))
-        if self.chunk is not None:
+        if chunk is not None:
             for row in rows:
-                self.chunk.leave(row)
+                chunk.leave(row)
 
     def _through(self, rows: Sequence[int], came: Sequence[Came]) -> None:
         """Lets go of what they held, and tells what they came to; each of them once."""
@@ -146,6 +147,8 @@ class ExpressSteps:
         if not rows:
             return
         self._open.difference_update(rows)
+        if not self._open:
+            self.chunk = None  # which refers to this: neither should have to wait for the garbage collector
         for one in came:
             if isinstance(one, ServiceError):
                 one.version = self.version.key

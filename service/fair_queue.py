@@ -9,8 +9,7 @@ class Queued(Protocol):
     """What can be queued: some rows that somebody asked for. How many must not change while it is queued."""
 
     caller: str
-
-    def __len__(self) -> int: ...
+    size: int
 
     def split(self, count: int, /) -> Self:
         """Its first ``count`` rows; the others stay."""
@@ -48,7 +47,7 @@ class FairQueue(Generic[_T]):
         if queue is None:
             queue = self._queues[item.caller] = deque()
         queue.append(item)
-        self._length += len(item)
+        self._length += item.size
 
     def take(self, most: int) -> _T:
         """Takes the first item of the caller whose turn it is, or of a larger one the first ``most`` rows.
@@ -59,8 +58,8 @@ class FairQueue(Generic[_T]):
         if not self._queues:
             raise IndexError("take from an empty queue")
         caller, queue = next(iter(self._queues.items()))
-        item = queue[0].split(most) if len(queue[0]) > most else queue.popleft()
-        self._length -= len(item)
+        item = queue[0].split(most) if queue[0].size > most else queue.popleft()
+        self._length -= item.size
         if not queue:
             del self._queues[caller]
         elif len(self._queues) > 1:
@@ -72,4 +71,4 @@ class FairQueue(Generic[_T]):
         """Drops the items that are not wanted; ``wanted`` may drop rows of one."""
         kept = {caller: deque(filter(wanted, queue)) for caller, queue in self._queues.items()}
         self._queues = {caller: queue for caller, queue in kept.items() if queue}
-        self._length = sum(len(item) for item in self)
+        self._length = sum(item.size for item in self)

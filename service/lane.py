@@ -178,15 +178,15 @@ class Lane:
         bad = _bad_rows(ran.result, _rows(ran.items))
         begin = 0
         for item in ran.items:
-            end = begin + len(item)
+            end = begin + item.size
             outputs, states = ran.result.outputs[begin:end, : item.turn], ran.result.state[begin:end]
             if bad is not None and bad[begin:end].any():
-                good = [at for at in range(len(item)) if not bad[begin + at]]
+                good = [at for at in range(item.size) if not bad[begin + at]]
                 lost = [row for at, row in enumerate(item.rows) if bad[begin + at]]
                 item.outcome.set_exception(lost, BadModelOutput("the model answered NaN or Inf for this step"))
                 item.keep(good)
                 outputs, states = outputs[good], states[good]
-            if len(item):
+            if item.size:
                 item.advance(outputs, states)
             begin = end
 
@@ -240,7 +240,7 @@ class Lane:
                 continue
             item.waits = False
             taken.append(item)
-            count -= len(item)
+            count -= item.size
         return taken
 
     async def _execute(self, items: Sequence[Chunk]) -> StepBatchResult:
@@ -260,7 +260,7 @@ class Lane:
 
     def _ran(self, items: Sequence[Chunk], batch: StepBatch, seconds: float, *, failed: bool) -> BatchRun:
         rows, steps, _ = batch.inputs.shape
-        asked = sum(item.turn * len(item) for item in items)
+        asked = sum(item.turn * item.size for item in items)
         return BatchRun(self._version.key, _rows(items), asked, rows * steps, seconds, failed)
 
     def _gather(self, items: Sequence[Chunk]) -> StepBatch:
@@ -276,7 +276,7 @@ class Lane:
         )
         begin = 0
         for item in items:
-            end = begin + len(item)
+            end = begin + item.size
             batch.lengths[begin:end] = item.turn
             item.gather(batch.inputs[begin:end], batch.state[begin:end], batch.reset[begin:end])
             begin = end
@@ -287,7 +287,7 @@ class Lane:
 
 
 def _rows(items: Sequence[Chunk]) -> int:
-    return sum(map(len, items))
+    return sum([item.size for item in items])
 
 
 def _halves(items: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
@@ -296,9 +296,9 @@ def _halves(items: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
     first: list[Chunk] = []
     second: list[Chunk] = []
     for item in items:
-        if len(item) <= room:
+        if item.size <= room:
             first.append(item)
-            room -= len(item)
+            room -= item.size
             continue
         if room:
             first.append(item.split(room))

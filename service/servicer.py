@@ -190,15 +190,10 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         handles: list[ExpressSteps] = []
         left = list(others)
         for steps in alike:
+            deadline = now + (self._limits.step_timeout if steps.limit is None else steps.limit)
             calls = StepCalls(
-                principal=principal.name,
-                session_ids=steps.session_ids,
-                positions=steps.positions,
-                inputs=steps.inputs,
-                digests=steps.digests,
-                deadline=now + (self._limits.step_timeout if steps.limit is None else steps.limit),
-                caller=caller,
-                names=steps.names,
+                *(principal.name, caller, deadline, steps.inputs),
+                *(steps.session_ids, steps.positions, steps.digests, steps.names),
             )
             ended = functools.partial(self._ended, steps.requests, arrived)
             begun, places = express.begin(calls, principal.max_queued_steps, ended)
@@ -216,23 +211,20 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     ) -> None:
         """Renders what steps came to that had no tasks."""
         message = pb.StreamStepsResponse()
-        replied = [
-            (requests[place], one) for place, one in zip(places, came, strict=True) if isinstance(one, StepReply)
-        ]
-        codec.render_replies(replied, message)
-        if self._requests.on:
-            for request, _ in replied:
-                if self._requests.wanted():
-                    self._note(request, "OK", "", steps.began)
         again: list[pb.StepRequest] = []
-        if len(replied) < len(came):
-            for place, one in zip(places, came, strict=True):
-                if one is None:
-                    again.append(requests[place])
-                elif isinstance(one, BaseException):
-                    if not isinstance(one, ServiceError | asyncio.CancelledError):
-                        _log.error("a step failed in a way that it should not", exc_info=one)
-                    message.responses.append(self._refuse(requests[place], one, steps.began))
+        logged = self._requests.on
+        for place, one in zip(places, came, strict=True):
+            request = requests[place]
+            if isinstance(one, StepReply):
+                codec.add_reply(message, request, one)
+                if logged and self._requests.wanted():
+                    self._note(request, "OK", "", steps.began)
+            elif one is None:
+                again.append(request)
+            else:
+                if not isinstance(one, ServiceError | asyncio.CancelledError):
+                    _log.error("a step failed in a way that it should not", exc_info=one)
+                message.responses.append(self._refuse(request, one, steps.began))
         arrived(steps, message, again)
 
     def _ttl(self, request: pb.CreateSessionRequest | pb.ForkSessionRequest | pb.RestoreSessionRequest) -> float:

@@ -129,28 +129,29 @@ class StepCall(NamedTuple):
     caller: str = ""
 
 
-class StepCalls(NamedTuple):
+@dataclass(slots=True)
+class StepCalls:
     """Steps of one message that look alike, each of another session, checked as a ``StepCall`` is.
 
     Attributes:
         principal: Whose sessions.
+        caller: As in ``StepCall``.
+        deadline: Likewise.
+        inputs: ``[steps, time, input_dim]``.
         session_ids: Which, by place.
         positions: Where each chunk begins; None applies it wherever its session stands.
-        inputs: ``[steps, time, input_dim]``.
         digests: By place.
-        deadline: As in ``StepCall``.
-        caller: Likewise.
         names: What each of them may be cancelled by.
     """
 
     principal: str
+    caller: str
+    deadline: float
+    inputs: FloatArray
     session_ids: Sequence[str]
     positions: Sequence[int | None]
-    inputs: FloatArray
     digests: Sequence[bytes]
-    deadline: float
-    caller: str = ""
-    names: Sequence[str] = ()
+    names: Sequence[str]
 
 
 class StepReply(NamedTuple):

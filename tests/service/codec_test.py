@@ -210,5 +210,6 @@ def test_steps_that_look_alike_are_read_together_as_they_are_one_by_one(wanted):
 def test_replies_are_rendered_as_one_by_one():
     replies = [(step(request_id=str(n)), StepReply(n, np.full((n, 2), n, np.float32))) for n in range(1, 4)]
     message = pb.StreamStepsResponse()
-    codec.render_replies(replies, message)
+    for request, reply in replies:
+        codec.add_reply(message, request, reply)
     assert list(message.responses) == [codec.render_reply(request, reply) for request, reply in replies]

@@ -1,6 +1,8 @@
 """Steps without a task of their own: what they come to, when they are not taken, and that they hold on to nothing."""
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -267,6 +269,24 @@ async def test_of_steps_that_go_together_one_may_be_given_up_and_one_fail():
         assert isinstance(together.came[2], SessionNotFound)
         assert (await bench.engine.sessions.get(together.keys[1])).position == 0
         assert nothing_is_held(bench)
+
+
+async def test_what_is_through_is_let_go_without_the_garbage_collector():
+    async with Bench() as bench:
+        together = Together(bench, "bcd")
+        await together.create()
+        gc.collect()
+        gc.disable()
+        try:
+            (steps,), _ = together.begin()
+            gone = weakref.ref(steps.calls.inputs)
+            del steps
+            await asyncio.wait_for(together.over.wait(), 10)
+            await bench.create()
+            await bench.step(random_inputs(1), 0)  # the last batch of all is kept until there is another
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 async def test_steps_for_which_there_is_no_room_together_are_all_left():

@@ -11,20 +11,17 @@ class Item:
     def __init__(self, caller, number, rows=1):
         self.caller = caller
         self.number = number
-        self.rows = rows
-
-    def __len__(self):
-        return self.rows
+        self.size = rows
 
     def __eq__(self, other):
         return vars(self) == vars(other)
 
     def __repr__(self):
-        return f"Item({self.caller!r}, {self.number}, {self.rows})"
+        return f"Item({self.caller!r}, {self.number}, {self.size})"
 
     def split(self, count):
         head = Item(self.caller, self.number, count)
-        self.number, self.rows = self.number + count, self.rows - count
+        self.number, self.size = self.number + count, self.size - count
         return head
 
 
@@ -86,8 +83,8 @@ def test_nothing_is_lost_and_each_caller_keeps_its_order(operations):
         elif len(queue):
             most = arguments[0]
             item = queue.take(most)
-            assert 1 <= len(item) <= most
-            taken += [(item.caller, item.number + row) for row in range(len(item))]
+            assert 1 <= item.size <= most
+            taken += [(item.caller, item.number + row) for row in range(item.size)]
         assert len(queue) == len(put) - len(taken)
         assert queue.callers == len({caller for caller, _ in set(put) - set(taken)})
     taken += [(item.caller, item.number) for item in emptied(queue)]
