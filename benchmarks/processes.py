@@ -121,5 +121,5 @@ def export_copy_model(directory):
         "layer = NeuralTuringMachine(8, n_slots=128, m_depth=20, controller_units=100, return_sequences=True)\n"
         "export_model(keras.Sequential([keras.Input((None, 10)), layer]), sys.argv[1], name='copy', task='copy')\n"
     )
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment = {"TF_ENABLE_ONEDNN_OPTS": "0", **os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     subprocess.run([sys.executable, "-c", script, str(directory)], check=True, cwd=ROOT, env=environment)
