@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 SEED ?= 0
+IMAGES ?= gateway
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -35,9 +36,9 @@ test: $(READY) ## the tests
 test-backends: ## the layer on TensorFlow, JAX and PyTorch, in an environment of its own
 	PYTHON=$(PYTHON) scripts/test_backends.sh
 
-images: $(READY) ## execute the Dockerfile without a container engine, start the gateway from it (root, buildah, debootstrap)
-	PATH=$(CURDIR)/$(BIN):$$PATH scripts/build_images.sh gateway
-	$(BIN)/python tests/deploy/check_image.py
+images: $(READY) ## execute the Dockerfile without a container engine, run what comes out (IMAGES="gateway trainer ...")
+	PATH=$(CURDIR)/$(BIN):$$PATH scripts/build_images.sh $(IMAGES)
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python tests/deploy/check_image.py $(IMAGES)
 
 test-chaos: $(READY) ## real processes under a schedule of faults, a minute of it (CHAOS="--minutes 10 --sessions 200")
 	$(BIN)/python tests/chaos/run.py $(CHAOS)
@@ -67,7 +68,7 @@ protos: $(READY) ## regenerate the code beside the protos
 constraints: ## renew constraints.txt from the newest versions that fit
 	rm -rf $(VENV)-fresh && $(PYTHON) -m venv $(VENV)-fresh
 	$(VENV)-fresh/bin/pip install --quiet --editable '.[dev]'
-	{ head -1 constraints.txt; $(VENV)-fresh/bin/pip freeze --exclude-editable; } > constraints.new
+	scripts/renew_constraints.sh $(VENV)-fresh > constraints.new
 	mv constraints.new constraints.txt && rm -rf $(VENV)-fresh
 
 clean: ## what the commands above left here (not the models and runs)

@@ -5,6 +5,7 @@
 #
 #   apt-get install --no-install-recommends buildah debootstrap
 #
+# TRAINER=train in the environment leaves CUDA out of the trainer.
 # pip inside of the build is set up as it is outside: certificates, indexes, folders of wheels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +20,8 @@ base=localhost/ntm-serving/base:$suite
 bootstrap() {
   local root mirror container
   root=$(mktemp -d)
-  mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2> /dev/null | sed -n 's/^URIs: *//p; s/^deb \([a-z]*:[^ ]*\) .*/\1/p' | head -n 1)
+  mirror=$({ cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2> /dev/null || true; } \
+    | sed -n 's/^URIs: *//p; s/^deb \([a-z]*:[^ ]*\) .*/\1/p' | awk 'NR == 1')
   debootstrap --variant=minbase $suite "$root" "$mirror"
   rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/* "$root"/var/log/* "$root"/usr/share/{doc,man,locale,info,lintian,bug}/*
   container=$(buildah from scratch)
@@ -45,7 +47,7 @@ buildah inspect --type image $base > /dev/null 2>&1 || bootstrap
 for target in "${@:-gateway}"; do
   # shellcheck disable=SC2046
   buildah build --format docker --layers --target "$target" --build-arg BASE=$base \
-    --build-arg REVISION="$(git rev-parse HEAD 2> /dev/null || echo unknown)" \
+    --build-arg REVISION="$(git rev-parse HEAD 2> /dev/null || echo unknown)" ${TRAINER:+--build-arg TRAINER="$TRAINER"} \
     $(pip_settings) --tag "localhost/ntm-serving/$target:0.1.0" .
   buildah images "localhost/ntm-serving/$target:0.1.0"
 done

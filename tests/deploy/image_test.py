@@ -29,6 +29,7 @@ from tests.service.model_server.processes import running_model_server
 
 FINAL = ("gateway", "gateway-embedded", "model-server", "trainer")
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = (REPOSITORY / "constraints.txt").read_text()
 EVERY = pytest.mark.parametrize("stage", FINAL)
 
 # What an image has below its packages: `make images` measures 123 MB of Debian and its interpreter.
@@ -48,15 +49,39 @@ def test_the_base_is_pinned_and_everything_stands_on_it():
 
 @EVERY
 def test_an_image_runs_as_nobody_and_has_nothing_that_builds(stage):
-    found = images.stages()[stage]
-    assert found[0] == ("FROM", f"python AS {stage}")
+    found = images.stages()
+    assert found[stage][0] == ("FROM", f"image AS {stage}")
+    assert found["image"][0] == ("FROM", "python AS image")
     assert not images.values(stage, "RUN"), "nothing is installed in the image itself"
-    assert images.values(stage, "COPY") == [f"--from={stage}-installed /opt/ntm /opt/ntm"]
-    (user,) = images.values(stage, "USER")
+    assert not images.values("image", "RUN")
+    (user,) = images.inherited(stage, "USER")
     assert re.fullmatch(r"[1-9]\d{4,}:[1-9]\d{4,}", user)
-    labels = re.findall(r"org\.opencontainers\.image\.(\w+)=", " ".join(images.values(stage, "LABEL")))
-    assert set(labels) == {"title", "description", "version", "revision", "source", "licenses"}
-    assert f"VERSION={PROJECT['version']}" in images.values(stage, "ARG")
+    labels = re.findall(r"org\.opencontainers\.image\.(\w+)=", " ".join(images.inherited(stage, "LABEL")))
+    assert sorted(labels) == sorted({"title", "description", "version", "revision", "source", "licenses"})
+    assert f"VERSION={PROJECT['version']}" in images.inherited(stage, "ARG")
+
+
+@EVERY
+def test_what_a_new_revision_changes_comes_last(stage):
+    """So that a change of the sources makes one small layer anew, and the packages keep theirs."""
+    assert images.values(stage, "COPY") == [f"--from={stage}-packages /opt/ntm /opt/ntm", "--from=project /project/ /"]
+    assert images.stages()[stage][-2:] == [
+        ("ARG", "REVISION=unknown"),
+        ("LABEL", 'org.opencontainers.image.revision="${REVISION}"'),
+    ]
+    sources = {word for stage in images.stages() for rest in images.values(stage, "COPY") for word in rest.split()[:-1]}
+    assert {"ntm", "service", "training", "protos"} <= sources
+    built = images.stages()[f"{stage}-packages"]
+    assert built[0] == ("FROM", f"build AS {stage}-packages")
+    assert not {"ntm", "service", "training", "protos"} & {word for _, rest in built for word in rest.split()}
+    assert images.values("build", "COPY") == ["pyproject.toml constraints.txt LICENSE ./"]
+
+
+@EVERY
+def test_every_package_of_an_image_is_pinned(stage):
+    """CUDA's too, which no environment of ours has."""
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in CONSTRAINTS.splitlines() if "==" in line}
+    assert needed(*installed_by(stage)) <= pinned
 
 
 @EVERY
@@ -71,20 +96,6 @@ def test_an_image_starts_what_there_is_and_says_how_it_is(stage):
     assert command[:3] == ["python", "-m", "service.health"]
     said = " ".join(images.values(stage, "ENV") + images.values(stage, "CMD"))
     assert command[3] in said, "it asks where the image listens"
-
-
-@EVERY
-def test_dependencies_are_installed_before_sources_are_there(stage):
-    found = images.stages()[f"{stage}-installed"]
-    steps = [f"{name} {rest}" for name, rest in found]
-    installs = next(n for n, step in enumerate(steps) if re.search(r"\$INSTALL '\.\[", step))
-    sources = next(n for n, step in enumerate(steps) if step.startswith("COPY --from=wheel"))
-    assert installs < sources
-    extras = re.search(r"'\.\[([\w,-]+)\]'", steps[installs])[1].split(",")
-    assert set(extras) <= set(PROJECT["optional-dependencies"])
-    copied = {word for stage in images.stages() for rest in images.values(stage, "COPY") for word in rest.split()[:-1]}
-    assert {"ntm", "service", "training", "protos"} <= copied
-    assert images.values("build", "COPY") == ["pyproject.toml constraints.txt LICENSE ./"]
 
 
 def test_the_context_is_small_and_has_all_that_is_copied():
@@ -115,8 +126,11 @@ def in_context():
 
 def installed_by(stage):
     """``(requirements, requirements without what they need)`` of the stage's RUN lines."""
-    text = " ".join(images.values(f"{stage}-installed", "RUN"))
-    extras = re.search(r"'\.\[([\w,-]+)\]'", text)[1].split(",")
+    text = " ".join(images.values(f"{stage}-packages", "RUN"))
+    for argument in images.values(f"{stage}-packages", "ARG"):
+        name, _, default = argument.partition("=")
+        text = text.replace(f"${name}", default)
+    extras = re.search(r"['\"]\.\[([\w,-]+)\]['\"]", text)[1].split(",")
     alone = re.findall(r"--no-deps ([a-z][\w-]+)", text)
     wanted = [*PROJECT["dependencies"]]
     while extras:
@@ -128,17 +142,27 @@ def installed_by(stage):
     return wanted, alone
 
 
-def distributions(wanted, alone):
-    """Those that an installer would bring, as they are in the environment of the tests."""
-    found, left = {}, [Requirement(text) for text in wanted]
+def needed(wanted, alone):
+    """Names of all that an installer would bring; packages that are not here (CUDA's) are taken to need no others."""
+    seen, left = set(), [Requirement(text) for text in wanted]
     while left:
         requirement = left.pop()
-        key = requirement.name.lower().replace("_", "-")
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and key not in found:
-            found[key] = importlib.metadata.distribution(requirement.name)
-            left += [Requirement(text) for text in found[key].requires or ()]
-    return [*found.values(), *map(importlib.metadata.distribution, alone)]
+        if (requirement.name, frozenset(requirement.extras)) in seen:
+            continue
+        seen.add((requirement.name, frozenset(requirement.extras)))
+        left += [inner for inner in needs(requirement.name) if applies(inner, requirement.extras)]
+    return {name.lower().replace("_", "-") for name, _ in seen} | set(alone)
+
+
+def needs(name):
+    try:
+        return [Requirement(text) for text in importlib.metadata.requires(name) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def applies(requirement, extras):
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras))
 
 
 def put(source, target):
@@ -153,7 +177,7 @@ def environment(tmp_path_factory):
     base = Path(sys.base_prefix) / "bin" / f"python3.{sys.version_info.minor}"
     subprocess.run([base, "-m", "venv", "--without-pip", folder / "ntm"], check=True)
     (packages,) = (folder / "ntm").glob("lib/python3*/site-packages")
-    for distribution in distributions(*installed_by("gateway")):
+    for distribution in map(importlib.metadata.distribution, needed(*installed_by("gateway"))):
         for file in distribution.files:
             if not file.is_absolute() and ".." not in file.parts:
                 put(Path(distribution.locate_file(file)), packages / file)

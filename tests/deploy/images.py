@@ -32,6 +32,12 @@ def values(stage, name):
     return [rest for instruction, rest in stages()[stage] if instruction == name]
 
 
+def inherited(stage, name):
+    """The values of a stage and of those that it stands on, its own last."""
+    below = values(stage, "FROM")[0].split()[0]
+    return [*(inherited(below, name) if below in stages() else []), *values(stage, name)]
+
+
 def entrypoint(image):
     """What an image of ours runs: ``ntm-serving/gateway:0.1.0`` is the stage ``gateway``."""
     stage = image.removeprefix("ntm-serving/").rpartition(":")[0] or image.removeprefix("ntm-serving/")
