@@ -18,11 +18,11 @@ def make_executor(settings: Settings) -> Executor:
     if settings.tf_serving is not None:
         from service.executors.tf_serving import TfServingExecutor  # the client of another process
 
-        credentials = None
-        if settings.tf_serving_ca is not None:
-            credentials = grpc.ssl_channel_credentials(settings.tf_serving_ca.read_bytes())
         return TfServingExecutor(
-            settings.tf_serving, models=settings.model, credentials=credentials, timeout=settings.executor_timeout
+            settings.tf_serving,
+            models=settings.model,
+            credentials=_tf_serving_credentials(settings),
+            timeout=settings.executor_timeout,
         )
     from service.executors.embedded import EmbeddedExecutor  # brings TensorFlow
 
@@ -34,6 +34,13 @@ def make_executor(settings: Settings) -> Executor:
         max_steps=settings.max_steps_per_turn,
         compile=settings.xla,
     )
+
+
+def _tf_serving_credentials(settings: Settings) -> grpc.ChannelCredentials | None:
+    if settings.tf_serving_ca is None:
+        return None
+    files = (settings.tf_serving_ca, settings.tf_serving_key, settings.tf_serving_cert)
+    return grpc.ssl_channel_credentials(*(file.read_bytes() if file is not None else None for file in files))
 
 
 def make_store(settings: Settings) -> SessionStore:

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     tf_serving_ca: Path | None = Field(
         default=None, description="PEM of the authority of TensorFlow Serving's certificate; with it, TLS is spoken."
     )
+    tf_serving_key: Path | None = Field(
+        default=None, description="PEM private key for a TensorFlow Serving that asks for client certificates."
+    )
+    tf_serving_cert: Path | None = Field(default=None, description="PEM certificate chain that belongs to it.")
     model: list[str] = Field(default=[], description="With --tf-serving: names of the models to serve; repeatable.")
     store: str = Field(
         default="memory",
@@ -192,7 +196,16 @@ class Settings(BaseSettings):
             raise ValueError(f"expected 'memory' or redis://HOST:PORT/DB; got {value!r}")
         return value
 
-    @field_validator("tls_key", "tls_cert", "tls_client_ca", "tf_serving_ca", "token_file", "secret_file")
+    @field_validator(
+        "tls_key",
+        "tls_cert",
+        "tls_client_ca",
+        "tf_serving_ca",
+        "tf_serving_key",
+        "tf_serving_cert",
+        "token_file",
+        "secret_file",
+    )
     @classmethod
     def _check_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
@@ -209,6 +222,10 @@ class Settings(BaseSettings):
             raise ValueError("--tls-key and --tls-cert go together")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("--tls-client-ca needs --tls-key and --tls-cert")
+        if (self.tf_serving_key is None) != (self.tf_serving_cert is None):
+            raise ValueError("--tf-serving-key and --tf-serving-cert go together")
+        if self.tf_serving_cert is not None and self.tf_serving_ca is None:
+            raise ValueError("--tf-serving-cert needs --tf-serving-ca: a certificate is shown to those who are trusted")
         guarded = self.tls_cert is not None and (self.token_file is not None or self.tls_client_ca is not None)
         if self.listen_host not in _LOOPBACK and not guarded and not self.insecure:
             raise ValueError(

@@ -63,6 +63,17 @@ def test_open_to_everybody_needs_saying_or_tls_and_credentials(models, tmp_path)
             Settings(**everywhere, **guard)
 
 
+def test_a_certificate_for_the_model_server_comes_with_its_key_and_with_whom_it_is_shown_to(tmp_path):
+    given = {"tf_serving": "models:8500", "model": ["sums"]}
+    files = {f"tf_serving_{name}": tmp_path / name for name in ("ca", "key", "cert")}
+    for file in files.values():
+        file.touch()
+    assert Settings(**given, **files)
+    for missing in ("tf_serving_key", "tf_serving_cert", "tf_serving_ca"):
+        with pytest.raises(ValueError, match=f"--{missing.replace('_', '-')}"):
+            Settings(**given, **{name: file for name, file in files.items() if name != missing})
+
+
 def test_an_option_that_does_not_exist_is_refused(models, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         read_settings(["--model-dir", models, "--max-bach-size", "3"])

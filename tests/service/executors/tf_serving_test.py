@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import trustme
 
+from service.backends import make_executor
+from service.config import Settings
 from service.errors import BadModelOutput, ExecutorUnavailable, ModelLoadError, ModelVersionUnavailable
 from service.executors.serving_messages import decode_predict, encode_predict, float_output
 from service.executors.serving_protos import predict_pb2
@@ -60,6 +62,7 @@ class Server(NamedTuple):
 
     process: ModelServer
     credentials: grpc.ChannelCredentials | None
+    settings: Mapping[str, Path]
 
     @property
     def address(self) -> str:
@@ -69,16 +72,16 @@ class Server(NamedTuple):
 @pytest.fixture(scope="module", params=["typed fields", "tensor content over mutual TLS"])
 def server(request: pytest.FixtureRequest, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     scratch = tmp_path_factory.mktemp("server")
-    options, credentials = ["--version-policy=all"], None
+    options, credentials, settings = ["--version-policy=all"], None, {}
     if request.param != "typed fields":
-        tls_options, credentials = mutual_tls(scratch)
+        tls_options, credentials, settings = mutual_tls(scratch)
         options += ["--enable-serialization-as-tensor-content", *tls_options]
     with running_model_server(models, scratch, *options) as process:
-        yield Server(process, credentials)
+        yield Server(process, credentials, settings)
 
 
-def mutual_tls(directory: Path) -> tuple[list[str], grpc.ChannelCredentials]:
-    """Options for the server, and credentials for a client that it trusts."""
+def mutual_tls(directory: Path) -> tuple[list[str], grpc.ChannelCredentials, dict[str, Path]]:
+    """Options for the server, and for a client that it trusts credentials and the gateway's settings."""
     authority = trustme.CA()
     leaf, client = authority.issue_cert("127.0.0.1", "localhost"), authority.issue_cert("gateway.test")
     key, chain, roots = directory / "key.pem", directory / "cert.pem", authority.cert_pem.bytes()
@@ -87,7 +90,12 @@ def mutual_tls(directory: Path) -> tuple[list[str], grpc.ChannelCredentials]:
     (directory / "ca.pem").write_bytes(roots)
     own_chain = b"".join(pem.bytes() for pem in client.cert_chain_pems)
     credentials = grpc.ssl_channel_credentials(roots, client.private_key_pem.bytes(), own_chain)
-    return [f"--tls-key={key}", f"--tls-cert={chain}", f"--tls-client-ca={directory / 'ca.pem'}"], credentials
+    names = {"tf_serving_ca": "ca", "tf_serving_key": "client-key", "tf_serving_cert": "client-cert"}
+    settings = {setting: directory / f"{name}.pem" for setting, name in names.items()}
+    settings["tf_serving_key"].write_bytes(client.private_key_pem.bytes())
+    settings["tf_serving_cert"].write_bytes(own_chain)
+    options = [f"--tls-key={key}", f"--tls-cert={chain}", f"--tls-client-ca={directory / 'ca.pem'}"]
+    return options, credentials, settings
 
 
 async def test_finds_every_model_and_version(server: Server) -> None:
@@ -98,6 +106,13 @@ async def test_finds_every_model_and_version(server: Server) -> None:
         assert (version.fingerprint, version.task) == ("wide-1.0", "sum")
         assert version.state_layout[0].name == "sums"
         assert executor.newest("sums") == TWO
+
+
+async def test_the_gateway_s_settings_say_whom_it_trusts_and_who_it_is(server: Server) -> None:
+    executor = make_executor(Settings(tf_serving=server.address, model=["sums"], **server.settings))
+    await executor.start()
+    assert executor.newest("sums") == TWO
+    await executor.close()
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 1), (3, 7), (64, 1), (0, 1)])
