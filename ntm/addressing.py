@@ -2,8 +2,11 @@
 
 Shapes are named ``batch``, ``heads``, ``slots`` (the paper's N), ``depth`` (its M) and ``shifts``. The memory is held
 as ``[batch, depth, slots]``: the slots lie side by side, so that every pass over it runs on whole vectors of slots. All
-functions keep the dtype they are given; the cell gives them float32 or float64.
+functions keep the dtype they are given; the cell gives them float32 or float64. (Hence operators where Keras has both:
+`ops.matmul` and `ops.maximum` round float64 to float32 on PyTorch.)
 """
+
+import math
 
 from keras import ops
 
@@ -42,7 +45,7 @@ def cosine_similarity(keys, memory):
     """
     squared_norms = ops.sum(ops.square(memory), axis=1)
     key_scale = ops.rsqrt(ops.sum(ops.square(keys), axis=-1, keepdims=True) + NORM_EPSILON)
-    return ops.matmul(keys, memory) * key_scale * ops.rsqrt(squared_norms + NORM_EPSILON)[:, None, :]
+    return keys @ memory * key_scale * ops.rsqrt(squared_norms + NORM_EPSILON)[:, None, :]
 
 
 def content_weighting(similarity, strength):
@@ -107,7 +110,7 @@ def sharpen(weighting, gamma):
     Returns:
         ``[batch, heads, slots]``; sums to one over the slots.
     """
-    return ops.softmax(gamma * ops.log(ops.maximum(weighting, WEIGHTING_EPSILON)), axis=-1)
+    return ops.softmax(gamma * ops.log(ops.clip(weighting, WEIGHTING_EPSILON, math.inf)), axis=-1)
 
 
 def address(memory, previous, *, key, strength, gate, shifts, gamma):

@@ -12,6 +12,7 @@ Two forms, by the options given:
 """
 
 import contextlib
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -154,12 +155,10 @@ class NeuralTuringMachine(keras.layers.RNN):
         step = _Step(self.cell, sequences.shape[-1], self._draw_noise(sequences, training), mask, training)
         columns = step.columns(sequences, mask, self._draw_parameter_noise(sequences, training))
         states = step.begin(initial_state, ops.shape(sequences)[0])
-        loop = keras.layers.RNN(
-            step, return_sequences=self.return_sequences, go_backwards=self.go_backwards, unroll=self.unroll
-        )
+        loop = _Loop(step, self.return_sequences, self.go_backwards, self.unroll)
         try:
             with _weights_read_once(self.cell):
-                last_output, outputs, states = loop.inner_loop(columns, states, mask=None, training=training)
+                last_output, outputs, states = keras.layers.RNN.inner_loop(loop, columns, states, None, training)
         finally:
             self.cell.controller.end()
         if self.zero_output_for_mask and mask is not None and self.return_sequences:
@@ -261,6 +260,17 @@ def _weights_read_once(cell):
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     return keras.StatelessScope(state_mapping=[(weight, ops.copy(weight)) for weight in cell.weights])
+
+
+class _Loop(NamedTuple):
+    """What `keras.layers.RNN.inner_loop` asks of its layer. PyTorch cannot trace a layer made in each call."""
+
+    cell: object
+    return_sequences: bool
+    go_backwards: bool
+    unroll: bool
+    stateful: bool = False
+    zero_output_for_mask: bool = False
 
 
 class _Step:

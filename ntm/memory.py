@@ -14,7 +14,7 @@ def read(memory, weighting):
         ``[batch, heads, depth]``.
     """
     # The small tensor is transposed, never the memory.
-    return ops.transpose(ops.matmul(memory, ops.transpose(weighting, (0, 2, 1))), (0, 2, 1))
+    return ops.transpose(memory @ ops.transpose(weighting, (0, 2, 1)), (0, 2, 1))
 
 
 def erase_and_add(memory, weighting, erase, add):
@@ -32,5 +32,5 @@ def erase_and_add(memory, weighting, erase, add):
     # Matrix products, though the inner dimension is one: their gradients are products too, where those of a broadcast
     # multiplication are sums that compilers do not vectorise.
     for head in range(erase.shape[1]):
-        memory = memory * (1.0 - ops.matmul(erase[:, head, :, None], weighting[:, head, None, :]))
-    return memory + ops.matmul(ops.transpose(add, (0, 2, 1)), weighting)
+        memory = memory * (1.0 - erase[:, head, :, None] @ weighting[:, head, None, :])
+    return memory + ops.transpose(add, (0, 2, 1)) @ weighting

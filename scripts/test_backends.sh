@@ -14,19 +14,23 @@ if [ ! -f "$venv/.ready" ] || [ ! -d "$venv"/lib/python*/site-packages/tensorboa
   touch "$venv/.ready"
 fi
 
-reference="$(mktemp -d)/reference.npz"
-trap 'rm -rf "$(dirname "$reference")"' EXIT
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
+# PyTorch waits busily on every core it is given, which on a shared machine makes it hundreds of times slower.
+export OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 TF_ENABLE_ONEDNN_OPTS=0
+# Most of the time on JAX is compilation, much of it of the same small graphs again: hence its cache on disk.
+export JAX_COMPILATION_CACHE_DIR="$PWD/$venv/jax-cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+  JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 for backend in ${BACKENDS:-tensorflow jax torch}; do
   echo "== $backend"
-  # JAX computes in float64, as the comparison with the oracle needs, only when told so. PyTorch waits busily on every
-  # core it is given, which on a shared machine makes it hundreds of times slower. Loading what was exported needs the
-  # export, which this environment lacks: `make test` does it.
-  KERAS_BACKEND="$backend" NTM_REFERENCE="$reference" JAX_ENABLE_X64=1 TF_ENABLE_ONEDNN_OPTS=0 OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 \
+  # JAX computes in float64, as the comparison with the oracle needs, only when told so. Loading what was exported needs
+  # the export, which this environment lacks: `make test` does it.
+  KERAS_BACKEND="$backend" NTM_REFERENCE="$scratch/reference.npz" JAX_ENABLE_X64=1 \
     "$venv/bin/python" -m pytest tests/ntm --ignore=tests/ntm/loading_test.py "$@"
 done
 # The training loop: phases, resuming after kill -9 to the same bits, and losses that are no number.
 if [[ " ${BACKENDS:-jax} " == *" jax "* ]]; then
-  KERAS_BACKEND=jax OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 "$venv/bin/python" -m pytest tests/training/loop_test.py
+  KERAS_BACKEND=jax "$venv/bin/python" -m pytest tests/training/loop_test.py
 fi
 # The trainer and the export, from the environment of the tests: the other backends in processes of their own.
 if [ -x .venv/bin/python ]; then

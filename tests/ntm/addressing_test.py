@@ -14,6 +14,10 @@ def weightings(slots=SLOTS, seed=0):
     return np.random.default_rng(seed).dirichlet(np.ones(slots), size=(BATCH, HEADS))
 
 
+def run(function, *arrays):
+    return numpy(function(*map(ops.convert_to_tensor, arrays)))
+
+
 MEMORY = RNG.normal(size=(BATCH, DEPTH, SLOTS))
 KEYS = RNG.normal(size=(BATCH, HEADS, DEPTH))
 STRENGTHS = RNG.uniform(0, 5, size=(BATCH, HEADS, 1))
@@ -50,14 +54,14 @@ def test_a_one_hot_shift_moves_a_one_hot_focus_by_its_offset(shift_range, offset
     for start in range(SLOTS):
         for position, offset in enumerate(offsets):
             focus = np.eye(SLOTS)[start].reshape(1, 1, SLOTS)
-            moved = addressing.shift(ops.convert_to_tensor(focus), np.eye(shift_range)[position].reshape(1, 1, -1))
-            assert int(np.argmax(numpy(moved))) == (start + offset) % SLOTS
-            np.testing.assert_allclose(numpy(moved).sum(), 1)
+            moved = run(addressing.shift, focus, np.eye(shift_range)[position].reshape(1, 1, -1))
+            assert int(np.argmax(moved)) == (start + offset) % SLOTS
+            np.testing.assert_allclose(moved.sum(), 1)
 
 
 @pytest.mark.parametrize("slots", [4, 9])
 def test_shift_is_the_circular_convolution_of_the_paper(slots):
-    ours = numpy(addressing.shift(ops.convert_to_tensor(weightings(slots)), SHIFTS))
+    ours = run(addressing.shift, weightings(slots), SHIFTS)
     for row in range(BATCH):
         for head in range(HEADS):
             expected = oracle.shift(weightings(slots)[row, head].tolist(), SHIFTS[row, head].tolist())
@@ -67,12 +71,12 @@ def test_shift_is_the_circular_convolution_of_the_paper(slots):
 def test_a_memory_of_a_millionth_is_seen_in_its_true_direction():
     tape = np.zeros((1, DEPTH, 2))
     tape[0, 0, 0] = tape[0, 1, 1] = 4.5e-6
-    similarity = numpy(addressing.cosine_similarity(ops.convert_to_tensor(np.eye(DEPTH)[None, :1]), tape))
+    similarity = run(addressing.cosine_similarity, np.eye(DEPTH)[None, :1], tape)
     np.testing.assert_allclose(similarity[0, 0], [1, 0], atol=0.03)
 
 
 def test_zero_keys_and_zero_slots_have_no_direction_and_no_nan():
-    similarity = numpy(addressing.cosine_similarity(np.zeros((1, 1, DEPTH)), np.zeros((1, DEPTH, 3))))
+    similarity = run(addressing.cosine_similarity, np.zeros((1, 1, DEPTH)), np.zeros((1, DEPTH, 3)))
     np.testing.assert_array_equal(similarity, 0)
 
 
@@ -84,9 +88,9 @@ def test_sharpening_a_uniform_focus_leaves_it_uniform_where_powers_underflow(gam
 
 
 def test_sharpening_with_one_changes_nothing_and_more_prefers_the_largest():
-    same = numpy(addressing.sharpen(ops.convert_to_tensor(weightings()), np.ones((BATCH, HEADS, 1))))
+    same = run(addressing.sharpen, weightings(), np.ones((BATCH, HEADS, 1)))
     np.testing.assert_allclose(same, weightings(), atol=1e-6)
-    sharp = numpy(addressing.sharpen(ops.convert_to_tensor(weightings()), np.full((BATCH, HEADS, 1), 50.0)))
+    sharp = run(addressing.sharpen, weightings(), np.full((BATCH, HEADS, 1), 50.0))
     np.testing.assert_array_equal(sharp.argmax(-1), weightings().argmax(-1))
     assert sharp.max(-1).min() > weightings().max(-1).min()
 
@@ -94,27 +98,27 @@ def test_sharpening_with_one_changes_nothing_and_more_prefers_the_largest():
 def test_the_gate_takes_content_at_one_and_the_previous_focus_at_zero():
     content, previous = weightings(seed=1), weightings(seed=2)
     ones = np.ones((BATCH, HEADS, 1))
-    np.testing.assert_allclose(numpy(addressing.interpolate(content, previous, ones)), content, atol=1e-7)
-    np.testing.assert_allclose(numpy(addressing.interpolate(content, previous, 0 * ones)), previous, atol=1e-7)
+    np.testing.assert_allclose(run(addressing.interpolate, content, previous, ones), content, atol=1e-7)
+    np.testing.assert_allclose(run(addressing.interpolate, content, previous, 0 * ones), previous, atol=1e-7)
 
 
 def test_two_writers_on_one_slot_erase_before_either_adds():
     focus = np.zeros((1, 2, 3))
     focus[:, :, 1] = 1
-    tape = numpy(memory.erase_and_add(np.full((1, 2, 3), 5.0), focus, np.ones((1, 2, 2)), np.full((1, 2, 2), 2.0)))
+    tape = run(memory.erase_and_add, np.full((1, 2, 3), 5.0), focus, np.ones((1, 2, 2)), np.full((1, 2, 2), 2.0))
     np.testing.assert_allclose(tape[0], [[5, 4, 5], [5, 4, 5]])
 
 
 def test_reading_with_a_one_hot_focus_gives_that_slot():
     focus = np.eye(SLOTS)[None, [2, 5]].repeat(BATCH, axis=0)
-    reads = numpy(memory.read(ops.convert_to_tensor(MEMORY), focus))
+    reads = run(memory.read, MEMORY, focus)
     np.testing.assert_allclose(reads, MEMORY[:, :, [2, 5]].transpose(0, 2, 1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients_are_those_of_finite_differences(name):
     function, values = FUNCTIONS[name]
-    weights = np.random.default_rng(9).normal(size=numpy(function(*map(ops.convert_to_tensor, values))).shape)
+    weights = np.random.default_rng(9).normal(size=run(function, *values).shape)
 
     def loss(tensors):
         return ops.sum(function(*tensors) * ops.cast(weights, tensors[0].dtype))

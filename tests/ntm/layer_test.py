@@ -1,5 +1,7 @@
 """The contract of a Keras recurrent layer, held by the NTM."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -191,11 +193,27 @@ def test_half_precision_policies_address_in_float32(policy):
     assert 0 < difference < 0.15
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="runs eagerly: there is nothing to compile")
+@pytest.mark.skipif(BACKEND == "torch", reason="PyTorch compiles for minutes: the test below has a smaller case for it")
 def test_compiled_and_eager_are_equal():
     layer = layer_of(return_state=True)
     found = compiled(lambda batch: layer(batch, mask=ops.convert_to_tensor(MASK)))(ops.convert_to_tensor(sequences()))
     assert largest_difference(found, layer(sequences(), mask=MASK)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # What torch.compile itself warns of while it traces.
+@pytest.mark.skipif(BACKEND == "torch" and not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_trains_as_one_that_is_not():
+    def losses(jit_compile):
+        layer = layer_of(unroll=BACKEND == "torch")
+        model = keras.Sequential([keras.Input((2, INPUT_DIM)), layer])
+        randomise(layer)
+        model.compile(keras.optimizers.SGD(0.1), "binary_crossentropy", jit_compile=jit_compile)
+        batch = sequences(2, 2)
+        return [float(model.train_on_batch(batch, (batch[:, :, :3] > 0) * np.float32(1))) for _ in range(3)]
+
+    compiled_losses, plain = losses(True), losses(False)
+    np.testing.assert_allclose(compiled_losses, plain, atol=1e-5)
+    assert plain[-1] < plain[0]
 
 
 def test_recomputing_in_the_backward_pass_changes_no_gradient():
