@@ -1,12 +1,17 @@
 """Updates on JAX: the whole state goes in and comes out of one compiled scan."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import keras
+import numpy as np
 
 from training.steps.network import Network, Spread, clip_by_global_norm, masked_sums
+
+# What separates the seeds of two devices: odd, far from the small numbers that people seed with.
+_SEEDS_APART = np.uint32(0x9E3779B9)
 
 
 class _State(NamedTuple):
@@ -57,15 +62,47 @@ class JaxUpdates:
     def _update(self, state: _State, clip_norm: Any, inputs: Any, targets: Any, mask: Any) -> Any:
         """The state after one update, and the update's sums."""
         network = self._network
-
-        def objective(weights: Any) -> Any:
-            logits, others = network.logits.stateless_call(weights, state.others, inputs, training=True)
-            loss, wrong = masked_sums(logits, targets, mask)
-            return loss / inputs.shape[0], (loss, wrong, others)
-
-        gradients, (loss, wrong, others) = jax.grad(objective, has_aux=True)(state.weights)
+        differentiate = functools.partial(self._gradients, rows=inputs.shape[0])
+        if self._spread is not None:
+            differentiate = self._shared_out(differentiate)
+        gradients, others, sums = differentiate(state.weights, state.others, inputs, targets, mask)
         gradients = clip_by_global_norm(gradients, clip_norm)
         weights, optimizer = network.optimizer.stateless_apply(state.optimizer, gradients, state.weights)
         keep = network.decay
         average = [keep * old + (1.0 - keep) * new for old, new in zip(state.average, weights, strict=True)]
-        return _State(weights, average, optimizer, others), (loss, wrong, mask.sum())
+        return _State(weights, average, optimizer, others), sums
+
+    def _gradients(self, weights: Any, others: Any, inputs: Any, targets: Any, mask: Any, *, rows: int) -> Any:
+        """The gradient of these rows' loss over ``rows``, the variables that a call changes, and these rows' sums."""
+
+        def objective(weights: Any) -> Any:
+            logits, changed = self._network.logits.stateless_call(weights, others, inputs, training=True)
+            loss, wrong = masked_sums(logits, targets, mask)
+            return loss / rows, (loss, wrong, changed)
+
+        gradients, (loss, wrong, changed) = jax.grad(objective, has_aux=True)(weights)
+        return gradients, changed, (loss, wrong, mask.sum())
+
+    def _shared_out(self, differentiate: Any) -> Any:
+        """Each device on its share of the rows; what they found is summed once, after their time loops.
+
+        Left to the compiler, the devices would meet in every time step, over the gradient of every weight.
+        """
+        mesh, axis = self._spread.device_mesh.backend_mesh, self._spread.batch_dim_name
+
+        def share(weights: Any, others: Any, *batch: Any) -> Any:
+            # Every device draws noise of its own. The seeds go on as those of the first.
+            ahead = jax.lax.axis_index(axis).astype("uint32") * _SEEDS_APART
+            gradients, others, sums = differentiate(weights, _moved(others, ahead), *batch)
+            gradients, sums = jax.lax.psum((gradients, sums), axis)
+            return gradients, _moved(others, -ahead), sums
+
+        whole, rows = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(axis)
+        return jax.shard_map(
+            share, mesh=mesh, in_specs=(whole, whole, rows, rows, rows), out_specs=whole, check_vma=False
+        )
+
+
+def _moved(variables: Any, ahead: Any) -> list[Any]:
+    """The values, with the seeds of random numbers among them moved."""
+    return [value.at[0].add(ahead) if value.dtype == "uint32" else value for value in variables]

@@ -1,6 +1,6 @@
 """A few updates from given weights on given batches, on whatever backend Keras runs on, on one device or on several.
 
-Usage: parity.py START.npz OUTPUT.npz DEVICES
+Usage: parity.py START.npz OUTPUT.npz DEVICES NOISE
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from training.config import ModelConfig, Recipe
 from training.models import build_model
 from training.step import Rates, Trainer
 from training.steps.devices import all_devices
-from training.tasks import make_task
+from training.tasks import Batch, make_task
 
 TASK = make_task("copy", bits=3, max_length=3)
 BATCH_SIZE, UPDATES = 4, 4
@@ -30,8 +30,11 @@ def first_weights():
     return [keras.ops.convert_to_numpy(weight) for weight in _model(_noise()).trainable_variables]
 
 
-def run(start, devices=1):
-    """What the updates gave: loss and wrong bits, the weights and their averages, by name."""
+def run(start, devices=1, noise_level=0.0):
+    """What the updates gave: loss and wrong bits, the weights and their averages, by name.
+
+    With noise, every device gets the same few rows, so that all that may tell two devices from one is the noise.
+    """
     spread = all_devices(BATCH_SIZE) if devices > 1 else None
     assert spread is None or spread.count == devices
     with spread.scope() if spread else contextlib.nullcontext():
@@ -42,10 +45,18 @@ def run(start, devices=1):
         )
     trainer.restart(_with(start))
     generator = np.random.default_rng(2)
-    progress = trainer.run([TASK.training_batch(generator, BATCH_SIZE) for _ in range(UPDATES)], RATES)
+    if noise_level:
+        batches = [_repeated(TASK.training_batch(generator, 2), devices) for _ in range(UPDATES)]
+    else:
+        batches = [TASK.training_batch(generator, BATCH_SIZE) for _ in range(UPDATES)]
+    progress = trainer.run(batches, RATES._replace(noise=noise_level))
     weights = [keras.ops.convert_to_numpy(weight) for weight in model.trainable_variables]
     named = {f"weight {i}": weight for i, weight in enumerate(weights)}
     return {"progress": np.array(progress), **named, **{f"average {i}": v for i, v in enumerate(trainer.average)}}
+
+
+def _repeated(batch, times):
+    return Batch(*(np.concatenate([array] * times) for array in batch))
 
 
 def _noise():
@@ -77,4 +88,4 @@ if __name__ == "__main__":
     _make_virtual_devices(int(sys.argv[3]))
     with np.load(sys.argv[1]) as found:
         weights = [found[name] for name in found.files]
-    np.savez(sys.argv[2], **run(weights, int(sys.argv[3])))
+    np.savez(sys.argv[2], **run(weights, int(sys.argv[3]), float(sys.argv[4])))

@@ -26,8 +26,8 @@ def reference(start):
         return parity.run([found[name] for name in found.files])
 
 
-def elsewhere(python, backend, count, start, output):
-    command = [python, parity.__file__, start, output, str(count)]
+def elsewhere(python, backend, count, start, output, noise=0.0):
+    command = [python, parity.__file__, start, output, str(count), str(noise)]
     environment = backends.environment(backend, count)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
@@ -57,6 +57,13 @@ def test_another_backend_gives_the_same(backend, start, reference, tmp_path):
 def test_two_devices_give_the_same_as_one(backend, start, reference, tmp_path):
     python = Path(sys.executable) if backend == "tensorflow" else backends.python_with(backend)
     assert_same(elsewhere(python, backend, 2, start, tmp_path / "out.npz"), reference)
+
+
+def test_two_devices_of_jax_draw_noise_of_their_own(start, tmp_path):
+    python = backends.python_with("jax")
+    one, two = (elsewhere(python, "jax", count, start, tmp_path / f"{count}.npz", noise=0.5) for count in (1, 2))
+    # The rows are the same on both devices: with the same noise, their mean would be that of the one device.
+    assert max(np.abs(two[name] - one[name]).max() for name in one if name.startswith("weight")) > 1e-3
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
