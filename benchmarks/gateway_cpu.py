@@ -64,13 +64,18 @@ class Zeros:
     def bucket(self, rows, steps):
         return rows, steps
 
-    async def step(self, key, batch):
+    def begin(self, key, batch):
         shape = batch.inputs.shape[:2]
         if shape not in self._results:
             self._results[shape] = StepBatchResult(
                 np.zeros((*shape, OUTPUT_DIM), np.float32), np.zeros((shape[0], STATE_SIZE), np.float32)
             )
-        return self._results[shape]
+        running = asyncio.get_running_loop().create_future()
+        running.set_result(self._results[shape])
+        return running
+
+    async def step(self, key, batch):
+        return await self.begin(key, batch)
 
     async def close(self):
         pass

@@ -22,7 +22,7 @@ import numpy as np
 
 from service.chunk import Chunk
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
-from service.executors import Executor
+from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
 from service.observing import BatchRun, Observer
 from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult
@@ -61,6 +61,26 @@ class _Ran(NamedTuple):
     error: ServiceError | None
 
 
+class _Call:
+    """A batch that runs: its items, what is running, and the timer that puts an end to it."""
+
+    __slots__ = ("batch", "began", "expired", "items", "limit", "running")
+
+    running: asyncio.Future[StepBatchResult]
+    limit: asyncio.TimerHandle
+
+    def __init__(self, items: Sequence[Chunk], began: float) -> None:
+        self.items = items
+        self.began = began
+        self.batch: StepBatch | None = None
+        self.expired = False
+
+    def expire(self) -> None:
+        """It has taken too long."""
+        self.expired = True
+        self.running.cancel()
+
+
 class Lane:
     """One model version's queues, and the workers that empty them."""
 
@@ -74,6 +94,7 @@ class Lane:
         timer: Callable[[], float],
     ) -> None:
         self._executor = executor
+        self._eager = executor if isinstance(executor, Eager) else None
         self._version = version
         self._policy = policy
         self._max_rows = min(policy.max_batch_size, executor.max_rows or policy.max_batch_size)
@@ -137,39 +158,71 @@ class Lane:
                 items, long = self._form()
                 if not items:
                     self._filled.clear()
-                call = asyncio.create_task(self._call(items)) if items else None
-                if call is not None:
-                    await asyncio.sleep(0)  # the call reaches the executor, which works from here on
+                call = self._begin(items) if items else None
                 if ran is not None:
                     handed, ran = ran, None
                     await self._hand_out(handed)
+                    del handed  # what waits for the next batch must not hold on to the last one
                 if call is None:
                     await self._filled.wait()
                 else:
-                    ran = await _settled(call)
+                    ran = await self._end(call)
                     self._long_batches -= long
+                    del items, call
         finally:
             if ran is not None:
                 await self._hand_out(ran)
 
-    async def _call(self, items: Sequence[Chunk]) -> _Ran:
-        """Runs one slice of each item; what goes wrong is part of what it returns."""
+    def _begin(self, items: Sequence[Chunk]) -> "_Call":
+        """Has the executor run one slice of each item, from now on."""
+        loop = asyncio.get_running_loop()
+        call = _Call(items, self._timer())
         try:
-            return _Ran(items, await self._execute(items), None)
-        except ServiceError as error:
-            return _Ran(items, None, error)
+            call.batch = batch = self._gather(items)
+            if self._eager is not None:
+                call.running = self._eager.begin(self._version.key, batch)
+            else:
+                call.running = loop.create_task(self._executor.step(self._version.key, batch))
+        except Exception as error:  # noqa: BLE001 - told when it ends, like all that goes wrong later
+            call.running = loop.create_future()
+            call.running.set_exception(error)
+        call.limit = loop.call_later(self._policy.executor_timeout, call.expire)
+        return call
+
+    async def _end(self, call: "_Call") -> _Ran:
+        """What becomes of a call; what goes wrong is part of it.
+
+        Raises:
+            asyncio.CancelledError: the lane closes; its items have been told.
+        """
+        result, error = None, None
+        try:
+            result = await call.running
+            if call.batch is not None:
+                _check_shapes(self._version, call.batch, result)
+        except ServiceError as failure:
+            result, error = None, failure
         except asyncio.CancelledError:
-            return _Ran(items, None, ExecutorUnavailable("the gateway closed while the step ran"))
-        except Exception as error:  # noqa: BLE001 - a worker that died would leave its lane hanging for good
+            if not call.expired:
+                for item in call.items:
+                    item.fail(ExecutorUnavailable("the gateway closed while the step ran"))
+                raise
+            error = ExecutorUnavailable(f"the model did not answer within {self._policy.executor_timeout} s")
+        except Exception as failure:  # noqa: BLE001 - a worker that died would leave its lane hanging for good
             _log.exception("executor failed on %s", self._version.key)
-            return _Ran(items, None, BadModelOutput(f"the model failed: {type(error).__name__}"))
+            result, error = None, BadModelOutput(f"the model failed: {type(failure).__name__}")
+        finally:
+            call.limit.cancel()
+            if call.batch is not None:
+                self._observer.batch_ran(self._ran(call.items, call.batch, call.began, failed=result is None))
+        return _Ran(call.items, result, error)
 
     async def _hand_out(self, ran: _Ran) -> None:
         """Resolves the items that are through, queues the others again, and fails what has to fail."""
         if isinstance(ran.error, BadModelOutput) and _rows(ran.items) > 1:
             # One row fails, not its batch: the halves are run again, down to single rows.
             for half in _halves(ran.items):
-                await self._hand_out(await self._call(half))
+                await self._hand_out(await self._end(self._begin(half)))
             return
         if ran.result is None:
             for item in ran.items:
@@ -243,25 +296,10 @@ class Lane:
             count -= item.size
         return taken
 
-    async def _execute(self, items: Sequence[Chunk]) -> StepBatchResult:
-        batch = self._gather(items)
-        began, failed = self._timer(), True
-        try:
-            async with asyncio.timeout(self._policy.executor_timeout):
-                result = await self._executor.step(self._version.key, batch)
-            _check_shapes(self._version, batch, result)
-            failed = False
-        except TimeoutError:
-            raise ExecutorUnavailable(f"the model did not answer within {self._policy.executor_timeout} s") from None
-        finally:
-            seconds = self._timer() - began
-            self._observer.batch_ran(self._ran(items, batch, seconds, failed=failed))
-        return result
-
-    def _ran(self, items: Sequence[Chunk], batch: StepBatch, seconds: float, *, failed: bool) -> BatchRun:
+    def _ran(self, items: Sequence[Chunk], batch: StepBatch, began: float, *, failed: bool) -> BatchRun:
         rows, steps, _ = batch.inputs.shape
         asked = sum(item.turn * item.size for item in items)
-        return BatchRun(self._version.key, _rows(items), asked, rows * steps, seconds, failed)
+        return BatchRun(self._version.key, _rows(items), asked, rows * steps, self._timer() - began, failed)
 
     def _gather(self, items: Sequence[Chunk]) -> StepBatch:
         """Pads one slice of each item to the executor's bucket: one copy in for each row."""
@@ -307,18 +345,6 @@ def _halves(items: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
     return first, second
 
 
-async def _settled(call: asyncio.Task[_Ran]) -> _Ran:
-    """What a call gives; if the waiting for it is cancelled, so is the call, and what it gives then is handed out."""
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        call.cancel()
-        ran = await call
-        for item in ran.items:
-            item.fail(ran.error or ExecutorUnavailable("the gateway closed while the step ran"))
-        raise
-
-
 def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResult) -> None:
     rows, steps, _ = batch.inputs.shape
     expected = ((rows, steps, version.output_dim), (rows, version.state_size))
@@ -335,8 +361,8 @@ def _bad_rows(result: StepBatchResult, rows: int) -> BoolArray | None:
     # NaN and Inf survive a sum, so one pass that writes nothing finds them. A sum of finite values may overflow:
     # then the rows are looked at one by one.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(result.outputs[:rows]) + np.sum(result.state[:rows])
-    if np.isfinite(total):
+        total = np.add.reduce(result.outputs[:rows], axis=None) + np.add.reduce(result.state[:rows], axis=None)
+    if math.isfinite(total):
         return None
     bad = np.zeros(rows, np.bool_)
     for row in range(rows):

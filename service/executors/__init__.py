@@ -1,7 +1,8 @@
 """Executors run the ``step`` signature of a model version. They hold no session and know no client."""
 
+import asyncio
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey, VersionStatus
 
@@ -61,4 +62,13 @@ class Executor(Protocol):
 
     async def close(self) -> None:
         """Waits for what is running, and lets go of everything. Safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class Eager(Protocol):
+    """What an executor can do besides: begin a batch without a task, which has to wait for its turn on the loop."""
+
+    def begin(self, key: VersionKey, batch: StepBatch) -> asyncio.Future[StepBatchResult]:
+        """``Executor.step``, which runs by the time that this returns."""
         ...

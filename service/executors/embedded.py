@@ -149,6 +149,10 @@ class EmbeddedExecutor:
             ExecutorUnavailable: closed, or no memory.
             BadModelOutput: the graph failed on this batch.
         """
+        return await self.begin(key, batch)
+
+    def begin(self, key: VersionKey, batch: StepBatch) -> asyncio.Future[StepBatchResult]:
+        """See ``Eager.begin``. Raises what ``step`` raises, at once or in the future."""
         model = self._models.get(key)
         if self._closed:
             raise ExecutorUnavailable("the executor is closed")
@@ -158,23 +162,22 @@ class EmbeddedExecutor:
         # Cut up only over the threads that are free: a batch in one piece costs less.
         free = max(1, self._threads - self._runs)
         pieces = split_rows(len(batch.lengths), steps, free, compiled=self._compiler is not None)
-        self._runs += len(pieces)
-        try:
-            return await self._run_pieces(self._runners_of(key), model, batch, pieces)
-        finally:
-            self._runs -= len(pieces)
-
-    async def _run_pieces(
-        self, runners: ThreadPoolExecutor, model: SavedModel, batch: StepBatch, pieces: Sequence[slice]
-    ) -> StepBatchResult:
-        loop = asyncio.get_running_loop()
+        runners = self._runners_of(key)
         if len(pieces) == 1:
-            return await loop.run_in_executor(runners, self._run, model, batch)
-        runs = [loop.run_in_executor(runners, self._run, model, _cut(batch, piece)) for piece in pieces]
-        results = await asyncio.gather(*runs)
-        return StepBatchResult(
-            np.concatenate([result.outputs for result in results]), np.concatenate([result.state for result in results])
-        )
+            return self._start_run(runners, model, batch)
+        runs = [self._start_run(runners, model, _cut(batch, piece)) for piece in pieces]
+        return asyncio.ensure_future(_joined(runs))
+
+    def _start_run(
+        self, runners: ThreadPoolExecutor, model: SavedModel, batch: StepBatch
+    ) -> asyncio.Future[StepBatchResult]:
+        run = asyncio.get_running_loop().run_in_executor(runners, self._run, model, batch)
+        self._runs += 1
+        run.add_done_callback(self._ended)
+        return run
+
+    def _ended(self, run: asyncio.Future[StepBatchResult]) -> None:
+        self._runs -= 1
 
     async def wait_compiled(self, limit: float) -> bool:
         """Waits until every shape that was asked for or foreseen is compiled; returns whether that took less."""
@@ -274,6 +277,13 @@ class EmbeddedExecutor:
     async def _in_loader(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         call = functools.partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._loader, call)
+
+
+async def _joined(runs: Sequence[asyncio.Future[StepBatchResult]]) -> StepBatchResult:
+    results = await asyncio.gather(*runs)
+    return StepBatchResult(
+        np.concatenate([result.outputs for result in results]), np.concatenate([result.state for result in results])
+    )
 
 
 def split_rows(rows: int, steps: int, threads: int, *, compiled: bool) -> list[slice]:
