@@ -25,7 +25,7 @@ from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable
 from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
 from service.observing import BatchRun, Observer
-from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult
+from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, empty_batch
 
 _log = logging.getLogger(__name__)
 
@@ -305,13 +305,8 @@ class Lane:
         """Pads one slice of each item to the executor's bucket: one copy in for each row."""
         used = _rows(items)
         rows, steps = self._executor.bucket(used, max(item.turn for item in items))
-        batch = StepBatch(
-            inputs=np.zeros((rows, steps, self._version.input_dim), np.float32),
-            lengths=np.zeros(rows, np.int32),
-            reset=np.zeros(rows, np.bool_),
-            state=np.empty((rows, self._version.state_size), np.float32),
-            origins=tuple(item.origin for item in items for _ in item.rows),
-        )
+        origins = tuple(item.origin for item in items for _ in item.rows)
+        batch = empty_batch(rows, steps, self._version.input_dim, self._version.state_size, origins)
         begin = 0
         for item in items:
             end = begin + item.size

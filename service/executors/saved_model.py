@@ -1,18 +1,20 @@
 """One version of a sequence model (docs/contract.md) in this process: loaded, checked, compiled and run."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from service.errors import BadModelOutput, ExecutorUnavailable, ModelLoadError
 from service.executors.description import DescriptionError, parse_description
-from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey
+from service.types import ALIGNMENT, ModelVersion, StepBatch, StepBatchResult, VersionKey
 
 _STEP_INPUTS = {"inputs": ("float32", 3), "lengths": ("int32", 1), "reset": ("bool", 1), "state": ("float32", 2)}
+_Function: TypeAlias = Callable[..., tuple[Any, Any]]
 _STEP_OUTPUTS = {"outputs": ("float32", 3), "state": ("float32", 2)}
 
 
@@ -62,7 +64,8 @@ class SavedModel:
         self.version = _describe(key, signatures)
         self._step = signatures["step"]
         _check_step(self.version, self._step)
-        self._compiled: Any = None
+        self._plain = self._make_function(compile=False)
+        self._compiled: _Function | None = None
         self._compiled_shapes: set[tuple[int, int]] = set()
         self._try_out()
 
@@ -81,8 +84,8 @@ class SavedModel:
             BadModelOutput: the graph fails on this batch, or answers other dtypes than the contract says.
             ExecutorUnavailable: it was stopped, or there is no memory for it now.
         """
-        is_compiled = batch.inputs.shape[:2] in self._compiled_shapes
-        return self._run(self._compiled if is_compiled else self._plain, batch)
+        compiled = self._compiled if batch.inputs.shape[:2] in self._compiled_shapes else None
+        return self._run(compiled or self._plain, batch)
 
     def is_compiled(self, rows: int, steps: int) -> bool:
         """Whether batches of this shape run compiled."""
@@ -98,26 +101,32 @@ class SavedModel:
             BadModelOutput, ExecutorUnavailable: it cannot be compiled.
         """
         if self._compiled is None:
-            self._compiled = self._make_compiled()
+            self._compiled = self._make_function(compile=True)
         self._run(self._compiled, self._empty_batch(rows, steps))
         self._compiled_shapes.add((rows, steps))
 
-    def _plain(self, inputs: Any, lengths: Any, reset: Any, state: Any) -> tuple[Any, Any]:
-        result = self._step(inputs=inputs, lengths=lengths, reset=reset, state=state)
-        return result["outputs"], result["state"]
+    def _make_function(self, *, compile: bool) -> _Function:  # noqa: A002 - as in Keras
+        """``step`` from four tensors to two, in the order of the contract.
 
-    def _make_compiled(self) -> Any:
+        Called flat: looking up what each argument is called costs as much as running a small batch.
+        """
         specs = self._step.structured_input_signature[1]
-        arguments = [specs[name] for name in _STEP_INPUTS]
-        function = self._tf.function(self._plain, input_signature=arguments, autograph=False, jit_compile=True)
-        return function.get_concrete_function()
 
-    def _run(self, function: Any, batch: StepBatch) -> StepBatchResult:
+        def step(inputs: Any, lengths: Any, reset: Any, state: Any) -> tuple[Any, Any]:
+            result = self._step(inputs=inputs, lengths=lengths, reset=reset, state=state)
+            return result["outputs"], result["state"]
+
+        function = self._tf.function(
+            step, input_signature=[specs[name] for name in _STEP_INPUTS], autograph=False, jit_compile=compile
+        ).get_concrete_function()
+        # What it closes over, the weights, are arguments too.
+        call, captured = function.inference_fn.call_flat, tuple(function.captured_inputs)
+        return lambda *tensors: call(*tensors, *captured)
+
+    def _run(self, function: _Function, batch: StepBatch) -> StepBatchResult:
         errors = self._tf.errors
-        convert = self._tf.convert_to_tensor
         try:
-            arguments = [convert(array) for array in (batch.inputs, batch.lengths, batch.reset, batch.state)]
-            outputs, state = function(*arguments)
+            outputs, state = function(*map(self._tensor, (batch.inputs, batch.lengths, batch.reset, batch.state)))
             # The buffers of the tensors themselves: `.numpy()` would copy them.
             result = StepBatchResult(np.asarray(memoryview(outputs)), np.asarray(memoryview(state)))
         except (errors.ResourceExhaustedError, errors.UnavailableError, errors.CancelledError) as error:
@@ -128,6 +137,13 @@ class SavedModel:
             if array.dtype != np.float32:
                 raise BadModelOutput(f"model {self.key} answered {name} of {array.dtype}; expected float32")
         return result
+
+    def _tensor(self, array: npt.NDArray[Any]) -> Any:
+        """A tensor on the array's own memory where that is aligned as TensorFlow wants it; else on a copy."""
+        flags = array.flags
+        if flags.c_contiguous and flags.writeable and array.__array_interface__["data"][0] % ALIGNMENT == 0:
+            return self._tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+        return self._tf.convert_to_tensor(array)
 
     def _empty_batch(self, rows: int, steps: int) -> StepBatch:
         """Nothing but first states, and one time step each."""

@@ -1,0 +1,97 @@
+"""A loaded version, over batches that lie in memory as TensorFlow wants them and otherwise."""
+
+import numpy as np
+import pytest
+
+from service.executors.saved_model import SavedModel
+from service.types import ALIGNMENT, StepBatch, VersionKey, empty_batch
+from tests.service.executors.sequence_models import WIDTH, assert_close, expected, export_sums, random_batch
+
+FIELDS = ("inputs", "lengths", "reset", "state")
+
+
+def place_of(array):
+    return array.__array_interface__["data"][0] % ALIGNMENT
+
+
+def aligned(batch):
+    rows, steps, width = batch.inputs.shape
+    copy = empty_batch(rows, steps, width, batch.state.shape[1])
+    for field in FIELDS:
+        getattr(copy, field)[:] = getattr(batch, field)
+        assert place_of(getattr(copy, field)) == 0
+    return copy
+
+
+def shifted(array):
+    """Where no array of TensorFlow's begins."""
+    block = np.empty(array.nbytes + 2 * ALIGNMENT, np.uint8)
+    first = (4 - place_of(block)) % ALIGNMENT
+    view = block[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[:] = array
+    assert place_of(view) == 4
+    return view
+
+
+def read_only(array):
+    copy = array.copy()
+    copy.setflags(write=False)
+    return copy
+
+
+def each(change):
+    return lambda batch: StepBatch(**{field: change(getattr(batch, field)) for field in FIELDS})
+
+
+LAYOUTS = {
+    "aligned": aligned,
+    "misaligned": each(shifted),
+    "read-only": each(read_only),
+    "in Fortran's order": each(np.asfortranarray),
+    "some rows of another": lambda batch: each(lambda array: array[16:48])(aligned(batch)),
+    "every other row": lambda batch: each(lambda array: array[::2])(aligned(batch)),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    models = tmp_path_factory.mktemp("models")
+    model = SavedModel(VersionKey("sums", 1), export_sums(models))
+    model.compile(64, 4)
+    model.compile(32, 4)
+    return model
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("steps", [3, 4], ids=["plain", "compiled"])
+def test_a_batch_gives_the_same_wherever_it_lies_and_is_not_written(model, layout, steps):
+    batch = LAYOUTS[layout](random_batch(64, steps))
+    before = {field: getattr(batch, field).copy() for field in FIELDS}
+    assert model.is_compiled(*batch.inputs.shape[:2]) == (steps == 4)
+    assert_close(model.run(batch), expected(batch))
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(batch, field), before[field])
+
+
+@pytest.mark.parametrize("steps", [3, 4], ids=["plain", "compiled"])
+def test_results_outlive_their_batches(model, steps):
+    kept = []
+    for seed in range(50):
+        batch = aligned(random_batch(64, steps, seed))
+        batch.lengths[:] = seed % 2  # where nothing is stepped, a graph may hand its inputs through
+        kept.append((model.run(batch), expected(batch)))
+        del batch
+    for result, wanted in kept:
+        assert_close(result, wanted)
+
+
+def test_an_empty_batch_is_of_zeros_but_for_its_states():
+    for rows, steps in ((1, 1), (3, 5), (64, 16)):
+        batch = empty_batch(rows, steps, WIDTH, 7)
+        assert (batch.inputs.shape, batch.state.shape) == ((rows, steps, WIDTH), (rows, 7))
+        assert (batch.lengths.shape, batch.reset.shape) == ((rows,), (rows,))
+        assert not any(getattr(batch, field).any() for field in ("inputs", "lengths", "reset"))
+        for number, field in enumerate(FIELDS):
+            getattr(batch, field)[...] = number
+        for number, field in enumerate(FIELDS):  # none lies on another
+            assert (getattr(batch, field) == getattr(batch, field).dtype.type(number)).all()
