@@ -104,8 +104,8 @@ class Recipe:
     validate_every: int = 100
     validation_size: int = 192
     faultless_validations: int = 2
-    examination_size: int = 1152
-    training_examination_size: int = 6144
+    examination_size: int = 4096
+    training_examination_size: int = 24576
     compiled: bool = True
     curriculum: bool = False
 

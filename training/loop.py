@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from training.tasks import Batch, trimmed
 
 # Streams of random numbers that must not meet.
 _DATA, _VALIDATION, _WEIGHTS, _EXAMINATION = 1, 2, 3, 4
+# The part of the settling that has noise.
+_NOISY = 0.6
 
 
 def train_and_evaluate(
@@ -77,6 +79,8 @@ class _Run:
         self.test_sequences = test_sequences
         self.writes = devices is None or devices.writes
         self.task = config.make_task()
+        # Not every task has them: what a network that has learned the task still fails in.
+        self.hard_batch: Callable[[np.random.Generator, int], Batch] | None = getattr(self.task, "hard_batch", None)
         with devices.scope() if devices else nullcontext():
             self.noise = keras.Variable(0.0, trainable=False, name="head_parameter_noise")
             spread = devices.spread if devices else None
@@ -194,15 +198,13 @@ class _Run:
 
     def _examine(self) -> bool:
         """A last look at many more sequences, for faults too rare to be in the validation."""
+        return not any(shortfall(self.task, batch, self.evaluator.answer(batch)) for batch in self._examination())
+
+    def _examination(self) -> Iterator[Batch]:
+        """Sequences of the trained sizes, then such as are in the validation."""
         generator = np.random.default_rng([self.config.seed, _EXAMINATION, self.position.updates])
-        recipe = self.recipe
-        for batch in (
-            trained_sizes(self.task, generator, recipe.training_examination_size),
-            self.task.validation_batch(generator, recipe.examination_size),
-        ):
-            if shortfall(self.task, batch, self.evaluator.answer(batch)):
-                return False
-        return True
+        yield trained_sizes(self.task, generator, self.recipe.training_examination_size)
+        yield self.task.validation_batch(generator, self.recipe.examination_size)
 
     def _keep(self, wrong: float, loss: float) -> None:
         """The evaluated weights are the best so far."""
@@ -224,7 +226,7 @@ class _Run:
         if position.learned_at is None:
             return Rates(recipe.learning_rate, recipe.clip_norm, 0.0)
         part = min(1.0, (position.step - position.learned_at) / recipe.settle_steps)
-        noise = recipe.settle_noise if part < 0.6 else 0.0
+        noise = recipe.settle_noise if part < _NOISY else 0.0
         cosine = 0.5 * (1 + math.cos(math.pi * part))
         return Rates(recipe.settle_rate * (0.05 + 0.95 * cosine), recipe.settle_clip_norm, noise)
 
@@ -232,6 +234,8 @@ class _Run:
         """The next chunk's; they follow from the seed, the attempt and the step alone."""
         position, recipe = self.position, self.recipe
         generator = np.random.default_rng([self.config.seed, _DATA, position.attempt, position.step])
+        if position.learned_at is not None and self.hard_batch is not None:
+            return [self.hard_batch(generator, recipe.batch_size) for _ in range(recipe.chunk)]
         batches = [
             self.task.training_batch(generator, recipe.batch_size, position.difficulty) for _ in range(recipe.chunk)
         ]

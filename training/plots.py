@@ -35,14 +35,28 @@ def learning_curves(run_dirs: Sequence[Path], path: Path) -> None:
 
 
 def generalisation(tables: dict[str, Sequence[Row]], path: Path) -> None:
-    """Share of the asked-for bits that are wrong, over the sizes; one line for each named table."""
+    """Share of the asked-for bits that are wrong, over the sizes; one line for each named table.
+
+    Where the task has an optimal predictor, which is wrong as well, the loss above that predictor's instead.
+    """
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for name, rows in tables.items():
-        wrong = [100 * row.wrong_bits / row.asked_bits for row in rows]
-        axes.plot(["x".join(map(str, row.size)) for row in rows], wrong, marker="o", label=name)
-    axes.set(xlabel="size of the sequence", ylabel="wrong bits, %", ylim=(-2, 60), title="Past the trained range")
+        axes.plot(["x".join(map(str, row.size)) for row in rows], [_fault(row) for row in rows], marker="o", label=name)
+    if any(row.optimal_bits is not None for rows in tables.values() for row in rows):
+        axes.axhline(1.0, color="grey", linewidth=0.8, linestyle="--")
+        axes.set(ylabel="loss above the optimal predictor's, %")
+    else:
+        axes.set(ylabel="wrong bits, %", ylim=(-2, 60))
+    axes.set(xlabel="size of the sequence", title="Sizes inside and past the trained range")
     axes.legend()
     _save(figure, path)
+
+
+def _fault(row: Row) -> float:
+    """In percent: the wrong bits among those asked for, or the loss above the optimal predictor's."""
+    if row.optimal_bits is None:
+        return 100 * row.wrong_bits / row.asked_bits
+    return 100 * (row.loss_bits / row.optimal_bits - 1)
 
 
 def memory_use(model: keras.Sequential, batch: Batch, path: Path) -> None:

@@ -3,9 +3,10 @@ import shutil
 
 import pytest
 
-from training import evaluate
+from training import evaluate, plots
 from training.config import ModelConfig, Recipe, RunConfig
 from training.loop import train_and_evaluate
+from training.results import Row
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,12 @@ def test_the_same_seed_gives_the_same_table_also_from_nothing_but_the_network(ru
     assert (tmp_path / "a" / "evaluation.json").read_text() == (tmp_path / "b" / "evaluation.json").read_text()
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"evaluation.json", "generalisation.png", "memory.png"}
     assert {path.name for path in bare.iterdir()} == {"config.json", "best.keras"}
+
+
+def test_a_task_with_an_optimal_predictor_is_drawn_against_it():
+    rows = [Row((50,), 10, 50.0, 12.0, 12.0, loss, 0.0, 40.0) for loss in (40.0, 42.0)]
+    assert [plots._fault(row) for row in rows] == pytest.approx([0.0, 5.0])
+    assert plots._fault(rows[0]._replace(optimal_bits=None)) == pytest.approx(24.0)
 
 
 @pytest.mark.parametrize("arguments", [["--sequences", "0"], ["elsewhere"]])

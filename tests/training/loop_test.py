@@ -15,6 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training.checks import ConfigError
 from training.config import RunConfig
 from training.loop import train_and_evaluate
+from training.tasks import TASKS
+from training.tasks.copy import CopyTask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -67,6 +69,24 @@ def test_a_resumed_run_ends_with_the_same_bits_as_one_that_was_not_interrupted(t
     train_and_evaluate(tiny, tmp_path)
     assert saved(tmp_path) == saved(whole[0])
     assert metrics(tmp_path) == metrics(whole[0])
+
+
+def test_a_network_searches_on_the_sequences_of_the_training_and_settles_on_the_hard_ones(tiny, tmp_path, monkeypatch):
+    drawn = []
+
+    class Recording(CopyTask):
+        def training_batch(self, generator, batch_size, difficulty=1.0):
+            drawn.append("training")
+            return super().training_batch(generator, batch_size, difficulty)
+
+        def hard_batch(self, generator, batch_size):
+            drawn.append("hard")
+            return super().hard_batch(generator, batch_size)
+
+    monkeypatch.setitem(TASKS, "copy", Recording)
+    train_and_evaluate(tiny, tmp_path)
+    # Two networks, each of which learns after its first two updates and settles for six.
+    assert drawn == 2 * (2 * ["training"] + 6 * ["hard"])
 
 
 def test_tensorboard_shows_the_same_as_the_lines(tiny, whole, tmp_path):

@@ -37,7 +37,12 @@ def trimmed(batches: Sequence[Batch], multiple: int = 8) -> list[Batch]:
 
 
 class Task(Protocol):
-    """A task of the paper, with its sizes as fields."""
+    """A task of the paper, with its sizes as fields.
+
+    Two methods more, where a task has use for them: ``optimal_bits(batch)``, the loss that no network can be below, and
+    ``hard_batch(generator, batch_size)``, what a network that has learned the task still fails in. Networks settle on
+    the latter.
+    """
 
     @property
     def input_dim(self) -> int:

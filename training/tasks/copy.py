@@ -56,6 +56,19 @@ class CopyTask:
         lengths = generator.integers(self.min_length, longest + 1, batch_size)
         return stack([self._sequence(self._hard_vectors(generator, n)) for n in lengths], self.max_time)
 
+    def hard_batch(self, generator: Generator, batch_size: int) -> Batch:
+        """What networks were seen to fail in when they had learned: sequences whose vectors are like one another.
+
+        At the end flag a network finds the slot of the first vector by what is in it. It fails where other slots hold
+        nearly the same, or where its focus stands too firmly on another slot to be moved: mostly in short sequences
+        with many blank vectors, with one density of ones, or with a few vectors again and again.
+        """
+        lengths = generator.integers(self.min_length, self.max_length + 1, batch_size)
+        draws = (self._hard_vectors, self._blank_vectors, self._dense_vectors, self._repeated_vectors)
+        kinds = generator.integers(len(draws), size=batch_size)
+        rows = [self._sequence(draws[kind](generator, n)) for kind, n in zip(kinds, lengths, strict=True)]
+        return stack(rows, self.max_time)
+
     def sizes(self) -> tuple[tuple[int, ...], ...]:
         """Lengths, to six times the trained one."""
         return tuple((length,) for length in (5, 10, 20, 40, 60, 80, 120))
@@ -80,6 +93,20 @@ class CopyTask:
         kind = generator.random((length, 1))
         skewed = np.where(kind < self.blank + self.skewed, generator.random((length, 1)), 0.5)
         return self._vectors(generator, length, np.where(kind < self.blank, 0.0, skewed))
+
+    def _blank_vectors(self, generator: Generator, length: int) -> FloatArray:
+        """``[length, bits]``, some or most of them blank."""
+        blank = generator.random((length, 1)) < generator.random()
+        return self._vectors(generator, length, np.where(blank, 0.0, 0.5))
+
+    def _dense_vectors(self, generator: Generator, length: int) -> FloatArray:
+        """``[length, bits]``, all of one density of ones, from nearly none to nearly all."""
+        return self._vectors(generator, length, generator.random())
+
+    def _repeated_vectors(self, generator: Generator, length: int) -> FloatArray:
+        """``[length, bits]``, of at most three different vectors."""
+        few = self._hard_vectors(generator, int(generator.integers(1, 4)))
+        return few[generator.integers(len(few), size=length)]
 
     def _sequence(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Inputs, targets and mask of one sequence."""

@@ -14,8 +14,10 @@ def task(request):
     return CopyTask(bits=bits, min_length=shortest, max_length=longest)
 
 
-def test_every_sequence_is_flag_vectors_flag_and_the_same_vectors_asked_for(task):
-    batch = task.training_batch(np.random.default_rng(0), 50)
+@pytest.mark.parametrize("draw", ["training_batch", "hard_batch"])
+def test_every_sequence_is_flag_vectors_flag_and_the_same_vectors_asked_for(task, draw):
+    batch = getattr(task, draw)(np.random.default_rng(0), 50)
+    assert batch.inputs.shape == (50, task.max_time, task.input_dim)
     for inputs, targets, mask in rows(batch):
         length = int(mask.sum())
         assert task.min_length <= length <= task.max_length
@@ -61,6 +63,26 @@ def test_vectors_are_blanked_and_skewed_in_training_and_never_in_tests():
     test = task.test_batch(generator, 200, (20,))
     assert (test.targets[test.mask.astype(bool)].any(-1) == 0).mean() == pytest.approx(1 / 256, abs=0.004)
     assert test.targets[test.mask.astype(bool)].mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_hard_sequences_are_mostly_blank_or_of_one_density_or_of_few_vectors():
+    def share(batch, holds):
+        shown = [targets[mask > 0] for _, targets, mask in rows(batch) if mask.sum() >= 10]
+        return np.mean([holds(vectors) for vectors in shown])
+
+    task, kinds = CopyTask(), {}
+    for name, draw in (("training", task.training_batch), ("hard", task.hard_batch)):
+        batch = draw(np.random.default_rng(3), 2000)
+        kinds[name] = {
+            "blank": share(batch, lambda vectors: (vectors.any(1) == 0).mean() > 0.5),
+            "nearly all ones": share(batch, lambda vectors: vectors.mean() > 0.8),
+            "few": share(batch, lambda vectors: len(np.unique(vectors, axis=0)) <= 3),
+        }
+    # A quarter of the sequences each, of which half are mostly blank and a fifth has a density above 0.8.
+    assert max(kinds["training"].values()) < 0.01
+    assert kinds["hard"]["few"] >= 0.25
+    assert kinds["hard"]["nearly all ones"] >= 0.25 * 0.15
+    assert kinds["hard"]["blank"] >= 0.25 * 0.45
 
 
 def test_a_test_batch_has_the_length_asked_for():
