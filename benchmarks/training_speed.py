@@ -8,7 +8,7 @@ contender is a process of its own on the same two cores; they take turns, and wh
 Drawing the batches is measured by itself.
 
     make test-backends                                # makes the environment with JAX and PyTorch
-    .venv-backends/bin/python benchmarks/training.py [--rounds 3] [--seconds 5] [--json FILE]
+    .venv-backends/bin/python benchmarks/training_speed.py [--rounds 3] [--seconds 5] [--json FILE]
 
 PyTorch is given one thread and two, since it is often faster with one; the better is the peer.
 """
