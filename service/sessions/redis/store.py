@@ -196,11 +196,7 @@ class RedisStore:
         return ()
 
     async def list_sessions(self, principal: str, *, after: str = "", limit: int) -> Sequence[SessionSummary]:
-        """One owner's live sessions, by id, those after ``after``; at most ``limit``.
-
-        Raises:
-            StoreUnavailable: the store could not be asked.
-        """
+        """See ``SessionStore.list_sessions``."""
         names = [f"{self._prefix}names:{principal}"]
         reply = await self._ask(self._reads, scripts.LIST, names, self._prefix, principal, after, limit)
         summaries = []
@@ -221,8 +217,7 @@ class RedisStore:
 
     async def _load(self, key: SessionKey, link: Link) -> Session:
         cached = self._cached(key)
-        known = cached.token if cached is not None else b""
-        reply = await self._ask(link, scripts.LOAD, [self._keys(key).session], known)
+        reply = await self._ask(link, scripts.LOAD, [self._keys(key).session], cached.token if cached else b"")
         if reply.status == "gone":
             raise self._gone(key)
         if reply.status == "same" and cached is not None:
