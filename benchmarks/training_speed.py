@@ -64,7 +64,8 @@ def main():
     results = measure(options)
     batches_ms = drawing_ms()
     print(f"drawing a batch of copy sequences: {batches_ms:.2f} ms")
-    record = {**machine(), "step_ms": results, "medians_ms": medians(results), "batch_ms": batches_ms}
+    quartiles = {name: [round(q, 2) for q in statistics.quantiles(steps, n=4)] for name, steps in results.items()}
+    record = {**machine(), "quartiles_ms": quartiles, "batch_ms": batches_ms}
     layer, peer = (best(results, kind) for kind in ("layer", "PyTorch NTM"))
     if layer and peer:
         record["ratio"] = peer[0] / layer[0]
