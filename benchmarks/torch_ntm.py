@@ -1,4 +1,4 @@
-"""A batched Neural Turing Machine in plain PyTorch, equation by equation from the paper: the peer of `training_speed.py`.
+"""A batched Neural Turing Machine in plain PyTorch, from the equations of the paper: the peer of `training_speed.py`.
 
 Written to be fair: every operation runs on the whole batch and on all heads at once, parameters come out of one linear
 layer, and nothing loops over sequences, heads or slots. The operations of one step, forward: one LSTM cell (2 matrix

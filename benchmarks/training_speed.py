@@ -142,7 +142,7 @@ def start(name, seconds):
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "PYTHONSAFEPATH": "1",  # `training` is the package, not this file.
+        "PYTHONSAFEPATH": "1",
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "KERAS_BACKEND": contender.backend,
