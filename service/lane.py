@@ -201,7 +201,8 @@ class Lane:
             if call.batch is not None:
                 _check_shapes(self._version, call.batch, result)
         except ServiceError as failure:
-            result, error = None, failure
+            # Without its frames: one of them is this one, and all of the batch would wait for the garbage collector.
+            result, error = None, failure.with_traceback(None)
         except asyncio.CancelledError:
             if not call.expired:
                 for item in call.items:
@@ -210,6 +211,7 @@ class Lane:
             error = ExecutorUnavailable(f"the model did not answer within {self._policy.executor_timeout} s")
         except Exception as failure:  # noqa: BLE001 - a worker that died would leave its lane hanging for good
             _log.exception("executor failed on %s", self._version.key)
+            failure.with_traceback(None)
             result, error = None, BadModelOutput(f"the model failed: {type(failure).__name__}")
         finally:
             call.limit.cancel()
