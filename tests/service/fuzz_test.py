@@ -10,18 +10,20 @@ from tests.service import hostile
 from tests.service.gateway_process import gateway_process
 
 MESSAGES = int(os.environ.get("NTM_FUZZ_MESSAGES", "1000"))
-ATTACKS = 5
+ATTACKS = 3
 
 
 def test_hostile_clients_end_nothing_and_everybody_else_stays_exact(tmp_path):
     codes = Counter()
     with gateway_process(tmp_path / "port") as (process, port):
-        hostile.attack(process, port, 1000, Counter())  # what is allocated once is allocated now
-        resident = [hostile.settled_bytes(process)]
-        # What the heap keeps at the most is reached after some attacks; a leak grows with each.
-        while len(resident) <= ATTACKS and (len(resident) < 2 or resident[-1] > 1.1 * resident[-2]):
+        # What the heap keeps at the most is reached after some attacks: 119, 141, 167, 169 MB in one run.
+        for _ in range(3):
+            hostile.attack(process, port, 1000, Counter())
+        before, after = hostile.settled_bytes(process), []
+        # What the heap holds wavers by some percent from attack to attack; a leak grows with each.
+        while len(after) < ATTACKS and (not after or after[-1] > 1.1 * before):
             assert hostile.attack(process, port, MESSAGES, codes) > 0
-            resident.append(hostile.settled_bytes(process))
+            after.append(hostile.settled_bytes(process))
     assert sum(codes.values()) >= MESSAGES
     assert set(codes) <= hostile.EXPECTED
-    assert resident[-1] <= 1.1 * resident[-2], f"resident {resident}, after {MESSAGES} messages more each"
+    assert after[-1] <= 1.1 * before, f"resident {before} before, {after} after {MESSAGES} messages each"
