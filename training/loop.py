@@ -265,13 +265,16 @@ class _Run:
         return Position(difficulty=self._first_difficulty())
 
     def _load_best(self) -> None:
-        """The kept network is the best validated, or the last average if nothing was validated."""
+        """The kept network is the best validated, or the last average if nothing was validated.
+
+        A call that was stopped before the first validation leaves its average as ``best.keras`` too, which is none.
+        """
         self._assign(self.trainer.average)
         self._write_model("last.keras")
         path = self.run_dir / "best.keras"
         if self.best is not None:
             self._assign(self.best)
-        elif path.exists():
+        elif math.isfinite(self.position.best) and path.exists():
             self._assign(keras.saving.load_model(path).trainable_variables)
         else:
             self._write_model("best.keras")

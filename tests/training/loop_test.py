@@ -71,6 +71,31 @@ def test_a_resumed_run_ends_with_the_same_bits_as_one_that_was_not_interrupted(t
     assert metrics(tmp_path) == metrics(whole[0])
 
 
+def test_until_the_first_validation_the_network_kept_is_the_last_one(tiny, tmp_path):
+    config = dataclasses.replace(tiny, recipe=dataclasses.replace(tiny.recipe, learned_below=1e-9))
+    result, first = train_and_keep(config, tmp_path, updates=2)
+    assert result.validation_wrong_bits is None
+    _, second = train_and_keep(config, tmp_path, updates=4)
+    assert second != first
+
+
+def test_after_it_the_network_kept_is_the_best_one_validated(tiny, tmp_path):
+    config = dataclasses.replace(tiny, recipe=dataclasses.replace(tiny.recipe, validate_every=6))
+    result, first = train_and_keep(config, tmp_path, updates=2)
+    assert result.validation_wrong_bits is not None, "validated as soon as it has learned"
+    _, second = train_and_keep(config, tmp_path, updates=4)
+    assert second == first
+
+
+def train_and_keep(config, run_dir, *, updates):
+    """The result of a call, and the weights of the network kept: the same there and in the run's directory."""
+    result = train_and_evaluate(config, run_dir, max_updates=updates)
+    models = (result.model, keras.saving.load_model(run_dir / "best.keras"))
+    returned, saved = ([np.asarray(v).tolist() for v in model.trainable_variables] for model in models)
+    assert returned == saved
+    return result, returned
+
+
 def test_a_network_searches_on_the_sequences_of_the_training_and_settles_on_the_hard_ones(tiny, tmp_path, monkeypatch):
     drawn = []
 
