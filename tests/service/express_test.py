@@ -10,7 +10,7 @@ import pytest
 from service.deadlines import Deadlines
 from service.errors import BadModelOutput, DeadlineExceeded, SessionNotFound
 from service.types import SessionKey, StepBatchResult
-from tests.service.engine_test import KEY, Bench
+from tests.service.benches import KEY, Bench
 from tests.service.support import alike, compute, random_inputs, run_whole
 
 

@@ -7,15 +7,8 @@ import grpc
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import sequence_service_pb2_grpc
 from service.batcher import BatchPolicy
-from tests.service.batcher_test import NEVER, make, settle, submit
-from tests.service.support import (
-    NumpyExecutor,
-    initial_state,
-    random_inputs,
-    running_gateway,
-    step_request,
-    version_of,
-)
+from tests.service.batching import NEVER, make, settle, submit
+from tests.service.support import NumpyExecutor, initial_state, random_inputs, running_gateway, step_request, version_of
 
 POLICY = BatchPolicy(max_batch_size=4, max_steps_per_turn=8, executor_timeout=10, shared_steps=2, shared_seconds=0.25)
 

@@ -12,7 +12,7 @@ from service.executors.tf_serving import TfServingExecutor
 from service.types import VersionKey, VersionState, VersionStatus
 from tests.service.executors.fake_model_server import FakeModelServer
 from tests.service.executors.fake_model_server import running as running_model_server
-from tests.service.executors.tf_serving_test import until
+from tests.service.executors.tf_serving import until
 from tests.service.support import NumpyExecutor, Running, random_inputs, running_gateway, step_request, version_of
 
 ONE, TWO, THREE, FOUR = (VersionKey("sums", number) for number in (1, 2, 3, 4))

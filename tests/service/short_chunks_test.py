@@ -1,0 +1,79 @@
+"""Short chunks beside long ones: who goes first, and that neither is held up for good."""
+
+import asyncio
+
+import numpy as np
+
+from service.batcher import BatchPolicy
+from tests.service.batching import make, settle, submit
+from tests.service.support import random_inputs, run_whole
+
+
+async def test_a_one_step_request_does_not_wait_for_a_long_one():
+    batcher, executor, _ = make()
+    executor.gate.clear()
+    long = submit(batcher, random_inputs(300))
+    await settle()
+    short = submit(batcher, random_inputs(1))
+    executor.gate.set()
+    await short
+    # The one that was held, its own, and the next one, which was under way before its result was handed out.
+    assert len(executor.batches) <= 3
+    assert not long.done()
+    await long
+    await batcher.close()
+
+
+async def test_short_chunks_go_first_in_batches_of_their_own():
+    policy = BatchPolicy(max_batch_size=8, max_steps_per_turn=10, executor_timeout=10)
+    batcher, executor, _ = make(policy=policy)
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    flood = [submit(batcher, random_inputs(40, seed)) for seed in range(9)]
+    await settle()
+    short = [submit(batcher, random_inputs(length, length)) for length in (1, 3)]
+    await settle()
+    executor.gate.set()
+    await asyncio.gather(first, *short)
+    assert executor.batches[1].lengths.tolist() == [1, 3]
+    for seed, task in enumerate(flood):
+        np.testing.assert_array_equal((await task)[0], run_whole(random_inputs(40, seed))[0])
+    assert executor.batches[2].lengths.tolist() == [10] * 8  # alone again, they get whole turns
+    await batcher.close()
+
+
+async def test_a_flood_of_short_chunks_does_not_stop_a_long_one():
+    policy = BatchPolicy(max_batch_size=4, max_steps_per_turn=2, executor_timeout=10)
+    batcher, executor, _ = make(policy=policy)
+    executor.gate.clear()
+    first = submit(batcher, random_inputs(1))
+    await settle()
+    long = submit(batcher, random_inputs(6))
+    flood = [submit(batcher, random_inputs(1, seed)) for seed in range(60)]
+    await settle()
+    executor.gate.set()
+    await long
+    turns = [index for index, batch in enumerate(executor.batches) if 2 in batch.lengths]
+    assert turns == [4, 9, 14]  # three of short ones go first, and one while its last turn is handed out
+    await asyncio.gather(first, *flood)
+    await batcher.close()
+
+
+async def test_a_short_one_is_not_lost_behind_a_long_one_that_was_given_up():
+    batcher, executor, _ = make(policy=BatchPolicy(max_batch_size=1, max_steps_per_turn=3, executor_timeout=10))
+    executor.gate.clear()
+    short = [submit(batcher, random_inputs(1, seed)) for seed in range(5)]
+    await settle()
+    long = submit(batcher, random_inputs(9))
+    await settle()
+    for _ in range(3):  # of the short ones that may overtake it, the last is under way
+        executor.gate.set()
+        await asyncio.sleep(0)
+        executor.gate.clear()
+        executor.entered.clear()
+        await executor.entered.wait()
+    long.cancel()
+    executor.gate.set()
+    await asyncio.gather(*short)
+    await batcher.close()
