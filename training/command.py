@@ -9,6 +9,7 @@ import keras
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from training.checkpoint import change_recipe
 from training.checks import ConfigError
 from training.config import RunConfig
 from training.evaluation import Evaluator
@@ -31,6 +32,7 @@ def run_training(
     verbose: bool = False,
     epochs: int | None = None,
     data_parallel: bool = False,
+    new_recipe: bool = False,
 ) -> int:
     """Trains, prints what came out, and exports.
 
@@ -42,6 +44,7 @@ def run_training(
         verbose: show the accuracy at each test size after every epoch.
         epochs: looks at the loss after which to stop; None goes on to the end.
         data_parallel: spread every batch over all devices.
+        new_recipe: the directory holds a run of another recipe, which goes on under this one.
 
     Returns:
         The exit status: 0; 1 if the task was not solved (the best network is exported all the same, unless
@@ -53,6 +56,8 @@ def run_training(
     console.print(f"{config.task}, {config.model.kind}, seed {config.seed}, on {backend}: run directory {run_dir}")
     with _Display(console, config, verbose, epochs) as display:
         try:
+            if new_recipe:
+                change_recipe(run_dir, config)
             result = train_and_evaluate(
                 config,
                 run_dir,

@@ -49,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
     add("--set", action="append", default=[], dest="settings", metavar="GROUP.FIELD=VALUE", help=setting)
     epochs = "stop after so many looks at the loss; the same again with a higher number goes on (default: to the end)"
     add("-e", "--epochs", type=int, default=None, metavar="N", help=epochs)
+    changed = "go on with the run in its directory, of another recipe until now, under this one"
+    add("--new-recipe", action="store_true", help=changed)
     parallel = "spread every batch over all devices, and over the hosts that TF_CONFIG names"
     add("--data-parallel", action="store_true", help=parallel)
     verbose = "after every epoch a line, and the accuracy at each test length"
@@ -95,6 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verbose=options.verbose,
         epochs=options.epochs,
         data_parallel=options.data_parallel,
+        new_recipe=options.new_recipe,
     )
 
 

@@ -29,6 +29,7 @@ def test_help_names_every_option_and_needs_no_tensorflow(how):
         "--set",
         "--epochs",
         "--data-parallel",
+        "--new-recipe",
         "-v",
     ):
         assert option in done.stdout
