@@ -52,9 +52,11 @@ class Trainer:
         self.recipe = recipe
         self.noise = noise
         self._weights = model.trainable_variables
-        self.clip_norm = keras.Variable(recipe.clip_norm, trainable=False, name="clip_norm")
+        # As floats: a whole number would make a variable of integers, or be refused.
+        self.clip_norm = keras.Variable(float(recipe.clip_norm), trainable=False, name="clip_norm")
         self._average = [_average_of(weight, f"average_{i}") for i, weight in enumerate(self._weights)]
-        self.optimizer = keras.optimizers.Adam(recipe.learning_rate, beta_2=recipe.beta_2, epsilon=recipe.epsilon)
+        rate = float(recipe.learning_rate)
+        self.optimizer = keras.optimizers.Adam(rate, beta_2=recipe.beta_2, epsilon=recipe.epsilon)
         self.optimizer.build(self._weights)
         network = Network(
             logits_model(model), self._weights, self._average, recipe.average, self.optimizer, self.clip_norm
