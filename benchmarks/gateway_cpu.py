@@ -3,7 +3,7 @@
 ``python benchmarks/gateway_cpu.py --sessions 64 --steps 1``
 
 No sockets, no model and no other process: an executor that answers zeros at once, and clients (``--streams``) that hand
-over parsed messages of ``--sessions`` steps and serialise the responses. CPU microseconds a step, the median of some
+over parsed messages of ``--sessions`` steps, as columns or (``--requests``) one by one, and serialise the responses. CPU microseconds a step, the median of some
 rounds.
 """
 
@@ -116,8 +116,9 @@ def make():
 class Client:
     """A stream with sessions of its own, which it steps all at once, over and over."""
 
-    def __init__(self, servicer, number, sessions, steps):
+    def __init__(self, servicer, number, sessions, steps, columns):
         self._servicer = servicer
+        self._columns = columns
         self._names = [f"{number:016x}{session:016x}" for session in range(sessions)]
         self._asked = asyncio.Queue()
         self._responses = None
@@ -139,12 +140,27 @@ class Client:
     def message(self):
         """The next, as its bytes."""
         message = pb.StreamStepsRequest()
-        for number, name in enumerate(self._names):
-            request = message.requests.add(request_id=str(number), session_id=name, position=self._position)
-            request.inputs.CopyFrom(self._tensor)
-            request.timeout.seconds = 59
+        if self._columns:
+            self._add_columns(message.columns.add())
+        else:
+            self._add_requests(message.requests)
         self._position += self._steps
         return message.SerializeToString()
+
+    def _add_requests(self, requests):
+        for number, name in enumerate(self._names):
+            request = requests.add(request_id=str(number), session_id=name, position=self._position)
+            request.inputs.CopyFrom(self._tensor)
+            request.timeout.seconds = 59
+
+    def _add_columns(self, columns):
+        columns.request_ids.extend(map(str, range(len(self._names))))
+        columns.session_ids.extend(self._names)
+        columns.positions.extend([self._position] * len(self._names))
+        columns.inputs.CopyFrom(self._tensor)
+        columns.inputs.shape.insert(0, len(self._names))
+        columns.inputs.content *= len(self._names)
+        columns.timeout.seconds = 59
 
     async def run(self, messages):
         for message in messages:
@@ -152,9 +168,9 @@ class Client:
             left = len(self._names)
             while left:
                 response = await anext(self._responses)
-                left -= len(response.responses)
+                left -= len(response.responses) + sum(len(results.positions) for results in response.columns)
                 response.SerializeToString()
-                if response.responses[0].HasField("status"):
+                if response.responses and response.responses[0].HasField("status"):
                     raise SystemExit(str(response.responses[0].status))
 
     async def close(self):
@@ -167,7 +183,8 @@ async def measure(options):
     engine, servicer = make()
     await engine.start()
     set_caller(lambda: ANONYMOUS, "client")
-    clients = [Client(servicer, number, options.sessions, options.steps) for number in range(options.streams)]
+    load = (options.sessions, options.steps, not options.requests)
+    clients = [Client(servicer, number, *load) for number in range(options.streams)]
     for client in clients:
         await client.open()
     costs = []
@@ -188,6 +205,7 @@ def main():
     parser.add_argument("--sessions", type=int, default=64, help="steps of a message (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1, help="time steps of a step (default: %(default)s)")
     parser.add_argument("--streams", type=int, default=1, help="at once (default: %(default)s)")
+    parser.add_argument("--requests", action="store_true", help="not columns: a request for each step")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--messages", type=int, default=50, help="of a round (default: %(default)s)")
     options = parser.parse_args()

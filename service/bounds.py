@@ -12,6 +12,8 @@ from google.protobuf.message import DecodeError
 
 from service.errors import InvalidArgument, MessageTooLarge, ServiceError
 
+# The most steps of one message.
+MAX_MESSAGE_STEPS = 16_384
 # A message of that size can do no harm, whatever is in it.
 _HARMLESS_BYTES = 64 * 1024
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -24,7 +26,7 @@ class Unparsed:
         error: What its sender is told.
     """
 
-    requests = ()
+    requests = columns = ()
 
     def __init__(self, error: ServiceError) -> None:
         self.error = error

@@ -20,12 +20,10 @@ from service.sessions import Session, SessionSummary
 from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionState
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_LITTLE_FLOAT32 = np.dtype("<f4")
-_FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
+LITTLE_FLOAT32 = np.dtype("<f4")
+FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
 _STATES = {state: model_pb.ModelVersion.State.Value(f"STATE_{state.name}") for state in VersionState}
 MAX_REQUEST_ID = 64
-# Steps whose time limits differ by less than a tick may share one.
-_TICKS_A_SECOND = 100
 MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 100
 
@@ -67,7 +65,7 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
         raise MessageTooLarge(
             f"inputs.content has {len(content)} bytes; at most {max_bytes} are taken in one chunk", limit=max_bytes
         )
-    if tensor.dtype != _FLOAT32:
+    if tensor.dtype != FLOAT32:
         raise InvalidTensor(
             f"inputs.dtype is {_dtype_name(tensor.dtype)}; expected DATA_TYPE_FLOAT32", field="inputs.dtype"
         )
@@ -88,7 +86,7 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
             f"inputs.content has {len(content)} bytes; shape {list(shape)} of float32 takes {expected}",
             field="inputs.content",
         )
-    flat = np.frombuffer(content, _LITTLE_FLOAT32)
+    flat = np.frombuffer(content, LITTLE_FLOAT32)
     array = flat.reshape(shape)
     # Bytes are searched faster than `all` is called, and chunks are small.
     if 0 in np.isfinite(flat).tobytes():
@@ -96,7 +94,7 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
         raise InvalidTensor(
             f"inputs[{step}, {column}] is {array[step, column]}; expected finite", field="inputs.content"
         )
-    digest = hashlib.sha256(_digest_prefix(*shape))
+    digest = hashlib.sha256(digest_prefix(*shape))
     digest.update(content)
     return array, digest.digest()
 
@@ -124,100 +122,8 @@ def parse_step(
     return StepCall(key, position, inputs, digest, deadline, caller)
 
 
-class AlikeSteps:
-    """Steps with inputs of the same shape and about the same time limit, by place.
-
-    Attributes:
-        requests: As they came.
-        limit: The time limit of each, in seconds; None where they have none.
-        names: Their request ids.
-        session_ids: Of each. Not checked: an id that is none has no session.
-        positions: Where it says that it begins; None where it does not say.
-        inputs: ``[steps, time, input_dim]``, finite.
-        digests: Of each one's inputs, as ``parse_inputs`` makes them.
-    """
-
-    __slots__ = ("contents", "digests", "inputs", "limit", "names", "positions", "prefix", "requests", "session_ids")
-
-    def __init__(self, limit: float | None, prefix: bytes) -> None:
-        self.limit = limit
-        self.prefix = prefix
-        self.requests: list[pb.StepRequest] = []
-        self.names: list[str] = []
-        self.session_ids: list[str] = []
-        self.positions: list[int | None] = []
-        self.contents: list[bytes] = []
-        self.digests: list[bytes] = []
-        self.inputs: FloatArray
-
-    def finish(self, time: int, width: int) -> Sequence[pb.StepRequest]:
-        """Makes ``inputs``; returns the steps in which there is NaN or Inf, which are taken out."""
-        flat = np.frombuffer(self.contents[0] if len(self.contents) == 1 else b"".join(self.contents), _LITTLE_FLOAT32)
-        self.inputs = inputs = flat.reshape(-1, time, width)
-        # Bytes are searched faster than `all` is called, and chunks are small.
-        if 0 not in np.isfinite(flat).tobytes():
-            return ()
-        good = [at for at in range(len(inputs)) if np.isfinite(inputs[at]).all()]
-        refused = [request for at, request in enumerate(self.requests) if not np.isfinite(inputs[at]).all()]
-        self.requests = [self.requests[at] for at in good]
-        self.names = [self.names[at] for at in good]
-        self.session_ids = [self.session_ids[at] for at in good]
-        self.positions = [self.positions[at] for at in good]
-        self.digests = [self.digests[at] for at in good]
-        self.inputs = inputs[good]
-        return refused
-
-
-def parse_alike(
-    requests: Sequence[pb.StepRequest], max_chunk_bytes: int
-) -> tuple[Sequence[AlikeSteps], Sequence[pb.StepRequest]]:
-    """Sorts a message's steps by the shape of their inputs and by their time limit, which it rounds up a little.
-
-    One pass, and no call that is not needed: it is done for every step.
-
-    Returns:
-        Those that look alike, and those that ``parse_step`` or ``parse_timeout`` refuse.
-    """
-    by_look: dict[tuple[int, int, int], AlikeSteps] = {}
-    others: list[pb.StepRequest] = []
-    for request in requests:
-        tensor, name, ticks = request.inputs, request.request_id, 0
-        content, sizes = tensor.content, tensor.shape
-        if request.HasField("timeout"):
-            ticks = _ticks(request.timeout)
-        if len(sizes) != 2 or tensor.dtype != _FLOAT32 or len(name) > MAX_REQUEST_ID or ticks < 0:
-            others.append(request)
-            continue
-        time, width = sizes
-        size = 4 * time * width
-        if time < 1 or len(content) != size or not 0 < size <= max_chunk_bytes:
-            others.append(request)
-            continue
-        steps = by_look.get((time, width, ticks))
-        if steps is None:
-            steps = AlikeSteps(ticks / _TICKS_A_SECOND if ticks else None, _digest_prefix(time, width))
-            by_look[time, width, ticks] = steps
-        steps.requests.append(request)
-        steps.names.append(name)
-        steps.session_ids.append(request.session_id)
-        steps.positions.append(request.position if request.HasField("position") else None)
-        steps.contents.append(content)
-        steps.digests.append(hashlib.sha256(steps.prefix + content).digest())
-    alike = []
-    for (time, width, _), steps in by_look.items():
-        others += steps.finish(time, width)
-        if steps.requests:
-            alike.append(steps)
-    return alike, others
-
-
-def _ticks(limit: Duration) -> int:
-    """A time limit, rounded up; negative where it is none."""
-    ticks = limit.seconds * _TICKS_A_SECOND - (-limit.nanos * _TICKS_A_SECOND // 1_000_000_000)
-    return ticks if ticks > 0 and limit.nanos >= 0 else -1
-
-
-def _digest_prefix(time: int, width: int) -> bytes:
+def digest_prefix(time: int, width: int) -> bytes:
+    """What the digest of a step's inputs begins with; their bytes follow."""
     return b"f4:%d:%d:" % (time, width)
 
 
@@ -264,8 +170,8 @@ def parse_page_size(value: int) -> int:
 
 def render_tensor(array: FloatArray) -> tensor_pb2.Tensor:
     """An array of any rank."""
-    content = array.astype(_LITTLE_FLOAT32, copy=False).tobytes()
-    return tensor_pb2.Tensor(dtype=_FLOAT32, shape=array.shape, content=content)
+    content = array.astype(LITTLE_FLOAT32, copy=False).tobytes()
+    return tensor_pb2.Tensor(dtype=FLOAT32, shape=array.shape, content=content)
 
 
 def render_reply(request: pb.StepRequest, reply: StepReply) -> pb.StepResponse:
@@ -276,18 +182,6 @@ def render_reply(request: pb.StepRequest, reply: StepReply) -> pb.StepResponse:
         position=reply.position,
         outputs=render_tensor(reply.outputs),
     )
-
-
-def add_reply(message: pb.StreamStepsResponse, request: pb.StepRequest, reply: StepReply) -> None:
-    """``render_reply`` in its place in a message: two copies less."""
-    outputs = reply.outputs
-    response = message.responses.add(
-        request_id=request.request_id, session_id=request.session_id, position=reply.position
-    )
-    tensor = response.outputs
-    tensor.dtype = _FLOAT32
-    tensor.shape.extend(outputs.shape)
-    tensor.content = outputs.astype(_LITTLE_FLOAT32, copy=False).tobytes()
 
 
 def render_failure(request: pb.StepRequest, status: status_pb2.Status) -> pb.StepResponse:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 import grpc
 from grpc_status import rpc_status
 
-from service.bounds import bounded, check_parsed
+from service.bounds import MAX_MESSAGE_STEPS, bounded, check_parsed
 from service.errors import ServiceError
 from service.identity import ANONYMOUS, Principal, set_caller
 from service.logs import RequestLog
@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # generic in their stubs alone
 
 # What says whether a gateway is alive must not depend on credentials.
 _OPEN = "/grpc.health.v1.Health/"
-# The most that one message may have.
-_MAX_STEPS = 16_384
 
 
 class Authenticator(Protocol):
@@ -76,7 +74,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return handler
         parse = handler.request_deserializer
         if parse is not None:
-            parse = bounded(parse, _MAX_STEPS)
+            parse = bounded(parse, MAX_MESSAGE_STEPS)
         if handler.unary_unary is not None:
             return grpc.unary_unary_rpc_method_handler(
                 self._unary(method, handler.unary_unary), parse, handler.response_serializer

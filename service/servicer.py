@@ -17,16 +17,18 @@ from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import model_service_pb2_grpc, sequence_service_pb2_grpc
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service import codec
+from service.alike import AlikeSteps, parse_columns, parse_requests
 from service.catalog import not_served
+from service.columns import requests_of
 from service.engine import Engine
 from service.errors import ServiceError
-from service.express import Came, ExpressSteps
-from service.identity import current, current_connection
+from service.express import Came, Express, ExpressSteps
+from service.identity import Principal, current, current_connection
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
 from service.seal import Sealer
 from service.status import status_of
-from service.step_stream import Arrived, StepStream
+from service.step_stream import Arrived, Begun, StepStream
 from service.types import SessionKey, StepCall, StepCalls, StepReply
 
 _log = logging.getLogger(__name__)
@@ -156,6 +158,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             max_steps=self._limits.max_stream_steps,
             drained=self._engine.drained,
             begin=self._begin,
+            begin_columns=self._begin_columns,
         )
         async for message in stream.run(request_iterator):
             yield message
@@ -173,20 +176,39 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         deadline = asyncio.get_running_loop().time() + (self._limits.step_timeout if limit is None else limit)
         return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes, current_connection() or owner)
 
-    def _begin(
-        self, requests: Sequence[pb.StepRequest], arrived: Arrived
-    ) -> tuple[Sequence[ExpressSteps], Sequence[pb.StepRequest]]:
+    def _begin(self, requests: Sequence[pb.StepRequest], arrived: Arrived) -> Begun:
         """Begins steps of a stream without tasks, as far as that goes; whatever is wrong is told the other way."""
-        express = self._express
-        if express is None:
+        way = self._express_way()
+        if way is None:
             return (), requests
+        return self._begin_alike(*way, *parse_requests(requests, self._limits.max_chunk_bytes), arrived)
+
+    def _begin_columns(self, columns: pb.StepColumns, arrived: Arrived) -> Begun:
+        """Likewise those that came as columns."""
+        way = self._express_way()
+        if way is None:
+            return (), requests_of(columns)
+        return self._begin_alike(*way, *parse_columns(columns, self._limits.max_chunk_bytes), arrived)
+
+    def _express_way(self) -> tuple[Express, Principal] | None:
+        """What takes steps without tasks, and who asks; None where each step has to go by itself."""
+        if self._express is None:
+            return None
         try:
-            principal = current()
+            return self._express, current()
         except ServiceError:
-            return (), requests
+            return None
+
+    def _begin_alike(
+        self,
+        express: Express,
+        principal: Principal,
+        alike: Sequence[AlikeSteps],
+        others: Sequence[pb.StepRequest],
+        arrived: Arrived,
+    ) -> Begun:
         caller = current_connection() or principal.name
         now = asyncio.get_running_loop().time()
-        alike, others = codec.parse_alike(requests, self._limits.max_chunk_bytes)
         handles: list[ExpressSteps] = []
         left = list(others)
         for steps in alike:
@@ -195,15 +217,15 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
                 *(principal.name, caller, deadline, steps.inputs),
                 *(steps.session_ids, steps.positions, steps.digests, steps.names),
             )
-            ended = functools.partial(self._ended, steps.requests, arrived)
+            ended = functools.partial(self._ended, steps, arrived)
             begun, places = express.begin(calls, principal.max_queued_steps, ended)
             handles += begun
-            left += [steps.requests[place] for place in places]
+            left += [steps.request(place) for place in places]
         return handles, left
 
     def _ended(
         self,
-        requests: Sequence[pb.StepRequest],
+        alike: AlikeSteps,
         arrived: Arrived,
         steps: ExpressSteps,
         places: Sequence[int],
@@ -211,20 +233,24 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     ) -> None:
         """Renders what steps came to that had no tasks."""
         message = pb.StreamStepsResponse()
+        applied: list[int] = []
+        replies: list[StepReply] = []
         again: list[pb.StepRequest] = []
-        logged = self._requests.on
         for place, one in zip(places, came, strict=True):
-            request = requests[place]
             if isinstance(one, StepReply):
-                codec.add_reply(message, request, one)
-                if logged and self._requests.wanted():
-                    self._note(request, "OK", "", steps.began)
+                applied.append(place)
+                replies.append(one)
             elif one is None:
-                again.append(request)
+                again.append(alike.request(place))
             else:
                 if not isinstance(one, ServiceError | asyncio.CancelledError):
                     _log.error("a step failed in a way that it should not", exc_info=one)
-                message.responses.append(self._refuse(request, one, steps.began))
+                message.responses.append(self._refuse(alike.request(place), one, steps.began))
+        alike.render(message, applied, replies)
+        if self._requests.on:
+            for place in applied:
+                if self._requests.wanted():
+                    self._note(alike.request(place), "OK", "", steps.began)
         arrived(steps, message, again)
 
     def _ttl(self, request: pb.CreateSessionRequest | pb.ForkSessionRequest | pb.RestoreSessionRequest) -> float:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from typing import Any, Protocol, TypeAlias
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
+from service.bounds import MAX_MESSAGE_STEPS
+from service.columns import check_columns, check_count, names_of, part_of, requests_of, steps_in
 from service.errors import Draining, ServiceError
 
 # A response message holds about this many bytes at the most, so that it passes a client that still has gRPC's default
@@ -34,13 +36,17 @@ class Handle(Protocol):
 # Called with a handle, the responses of some of its steps, and the requests of those that need a task after all.
 Arrived: TypeAlias = Callable[[Handle, pb.StreamStepsResponse, Sequence[pb.StepRequest]], None]
 # Begins what it can without tasks; returns handles, and the requests that need a task.
-Begin: TypeAlias = Callable[[Sequence[pb.StepRequest], Arrived], tuple[Sequence[Handle], Sequence[pb.StepRequest]]]
+Begun: TypeAlias = tuple[Sequence[Handle], Sequence[pb.StepRequest]]
+Begin: TypeAlias = Callable[[Sequence[pb.StepRequest], Arrived], Begun]
+BeginColumns: TypeAlias = Callable[[pb.StepColumns, Arrived], Begun]
 
 
-def _begin_nothing(
-    requests: Sequence[pb.StepRequest], arrived: Arrived
-) -> tuple[Sequence[Handle], Sequence[pb.StepRequest]]:
+def _begin_nothing(requests: Sequence[pb.StepRequest], arrived: Arrived) -> Begun:
     return (), requests
+
+
+def _begin_no_columns(columns: pb.StepColumns, arrived: Arrived) -> Begun:
+    return (), requests_of(columns)
 
 
 class StepStream:
@@ -53,6 +59,8 @@ class StepStream:
         max_steps: Steps that are under way or whose responses are not taken yet, past which no more is read: the client
             feels it as HTTP/2 flow control. One that does not read its responses is soon not read either.
         begin: Begins steps without a task for each, as far as that goes; takes requests of different sessions.
+        begin_columns: The same of steps of different sessions that came as columns.
+        max_message_steps: The most steps of a message; a stream that brings more in one ends.
         drained: Set once the gateway answers nothing more: the stream ends, and its client goes to another gateway.
     """
 
@@ -65,19 +73,24 @@ class StepStream:
         max_steps: int,
         drained: asyncio.Event,
         begin: Begin = _begin_nothing,
+        begin_columns: BeginColumns = _begin_no_columns,
+        max_message_steps: int = MAX_MESSAGE_STEPS,
     ) -> None:
         self._answer = answer
         self._refuse = refuse
         self._check = check
+        self._max_message_steps = max_message_steps
         self._max_steps = max_steps
         self._drained = drained
         self._begin = begin
+        self._begin_columns = begin_columns
+        self._told = False  # that steps may come as columns
         self._steps = 0  # under way, or answered and not taken
         self._handles: set[Handle] = set()
         self._tasks: dict[asyncio.Task[pb.StepResponse], pb.StepRequest] = {}
         self._by_id: dict[str, asyncio.Task[pb.StepResponse]] = {}
         self._in_tasks: Counter[str] = Counter()  # sessions with steps that have tasks
-        self._done: deque[tuple[pb.StreamStepsResponse, int]] = deque()  # with their bytes
+        self._done: deque[tuple[pb.StreamStepsResponse, int, int]] = deque()  # with their bytes and steps
         self._done_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -118,26 +131,53 @@ class StepStream:
             try:
                 self._check(message)
             except ServiceError as error:
-                if not message.requests:
+                if not (message.requests or message.columns):
                     raise  # there is no step that could be refused by itself
                 refused = error
-            requests, at = list(message.requests), 0
-            while at < len(requests):
-                if not self._room.is_set():
-                    await self._room.wait()
-                end = at + max(1, self._max_steps - self._steps)
-                self._take(requests[at:end], refused)
-                at = end
+            check_count(message, self._max_message_steps)
+            await self._take(list(message.requests), refused)
+            for columns in message.columns:
+                await self._take_columns(columns, refused)
             if message.cancel and not refused:
                 self._cancel(message.cancel)
 
-    def _take(self, requests: Sequence[pb.StepRequest], refused: ServiceError | None) -> None:
-        self._steps += len(requests)
-        self._mind_room()
+    async def _take(self, requests: Sequence[pb.StepRequest], refused: ServiceError | None) -> None:
+        at = 0
+        while at < len(requests):
+            end = at + await self._room_for(len(requests) - at)
+            if refused is not None:
+                self._refuse_all(requests[at:end], refused)
+            else:
+                for part in _of_different_sessions(requests[at:end]):
+                    self._start(part)
+            at = end
+
+    async def _take_columns(self, columns: pb.StepColumns, refused: ServiceError | None) -> None:
+        steps = steps_in(pb.StreamStepsRequest(columns=[columns]))
         if refused is None:
-            for part in _of_different_sessions(requests):
-                self._start(part)
+            try:
+                check_columns(columns)
+            except ServiceError as error:
+                refused = error
+        if refused is not None:
+            await self._take(names_of(columns), refused)
             return
+        at = 0
+        while at < steps:
+            end = at + await self._room_for(steps - at)
+            self._start_columns(columns if end - at == steps else part_of(columns, at, end))
+            at = end
+
+    async def _room_for(self, steps: int) -> int:
+        """Waits until there is room; returns how many of the steps there is room for, and counts them in."""
+        if not self._room.is_set():
+            await self._room.wait()
+        count = min(steps, max(1, self._max_steps - self._steps))
+        self._steps += count
+        self._mind_room()
+        return count
+
+    def _refuse_all(self, requests: Sequence[pb.StepRequest], refused: ServiceError) -> None:
         for request in requests:
             self._answered(pb.StreamStepsResponse(responses=[self._refuse(request, refused)]))
 
@@ -147,9 +187,23 @@ class StepStream:
             # A step must not overtake one of its session that waits in a task.
             behind = [request for request in requests if request.session_id in self._in_tasks]
             requests = [request for request in requests if request.session_id not in self._in_tasks]
-        handles, others = self._begin(requests, self._arrived) if requests else ((), ())
+        if requests:
+            self._note_begun(self._begin(requests, self._arrived))
+        for request in behind:
+            self._start_task(request)
+
+    def _start_columns(self, columns: pb.StepColumns) -> None:
+        sessions = set(columns.session_ids)
+        if len(sessions) == len(columns.session_ids) and sessions.isdisjoint(self._in_tasks):
+            self._note_begun(self._begin_columns(columns, self._arrived))
+            return
+        for part in _of_different_sessions(requests_of(columns)):
+            self._start(part)
+
+    def _note_begun(self, begun: Begun) -> None:
+        handles, others = begun
         self._handles.update(handles)
-        for request in (*others, *behind):
+        for request in others:
             self._start_task(request)
 
     def _start_task(self, request: pb.StepRequest) -> None:
@@ -177,7 +231,7 @@ class StepStream:
             self._handles.discard(handle)
         for request in others:
             self._start_task(request)
-        if responses.responses:
+        if responses.responses or responses.columns:
             self._answered(responses)
 
     def _cancel(self, request_ids: Iterable[str]) -> None:
@@ -191,24 +245,27 @@ class StepStream:
 
     def _answered(self, responses: pb.StreamStepsResponse) -> None:
         size = responses.ByteSize()
-        self._done.append((responses, size))
+        self._done.append((responses, size, steps_in(responses)))
         self._done_bytes += size
         self._wake.set()
         self._mind_room()
 
     def _next_message(self) -> pb.StreamStepsResponse:
         """All the responses that are ready, or as many as make a message."""
-        message, size = self._done.popleft()
-        if size > _MESSAGE_BYTES and len(message.responses) > 1:
+        message, size, steps = self._done.popleft()
+        if size > _MESSAGE_BYTES and len(message.responses) + len(message.columns) > 1:
             self._done.extendleft(reversed(_halves(message)))
             return self._next_message()
         self._done_bytes -= size
         while self._done and size + self._done[0][1] <= _MESSAGE_BYTES:
-            more, its_size = self._done.popleft()
+            more, its_size, its_steps = self._done.popleft()
             self._done_bytes -= its_size
             size += its_size
+            steps += its_steps
             message.MergeFrom(more)
-        self._steps -= len(message.responses)
+        if not self._told:
+            message.takes_columns = self._told = True
+        self._steps -= steps
         self._mind_room()
         return message
 
@@ -234,8 +291,12 @@ def _of_different_sessions(requests: Sequence[pb.StepRequest]) -> Iterator[Seque
     yield requests[begin:]
 
 
-def _halves(message: pb.StreamStepsResponse) -> list[tuple[pb.StreamStepsResponse, int]]:
-    responses = message.responses
-    middle = len(responses) // 2
-    halves = [pb.StreamStepsResponse(responses=part) for part in (responses[:middle], responses[middle:])]
-    return [(half, half.ByteSize()) for half in halves]
+def _halves(message: pb.StreamStepsResponse) -> list[tuple[pb.StreamStepsResponse, int, int]]:
+    """Two messages, each with about half of what is in this one."""
+    responses, columns = message.responses, message.columns
+    middle, other = (len(responses) + 1) // 2, len(columns) // 2
+    halves = [
+        pb.StreamStepsResponse(responses=responses[:middle], columns=columns[:other]),
+        pb.StreamStepsResponse(responses=responses[middle:], columns=columns[other:]),
+    ]
+    return [(half, half.ByteSize(), steps_in(half)) for half in halves]

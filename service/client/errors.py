@@ -177,5 +177,10 @@ def closed(reason: str) -> GatewayError:
     return GatewayError(grpc.StatusCode.CANCELLED, reason, reason="CLOSED")
 
 
+def nonsense(why: ValueError) -> GatewayError:
+    """What becomes of a step whose answer cannot be its."""
+    return GatewayError(grpc.StatusCode.INTERNAL, f"the gateway's answer makes no sense: {why}")
+
+
 def _rebuild(kind: type[GatewayError], code: grpc.StatusCode, message: str, rest: Mapping[str, Any]) -> GatewayError:
     return kind(code, message, **rest)

@@ -6,7 +6,8 @@ without a network or a clock, and the blocking and the asyncio client cannot dif
 
 - A step always says its position, and one step of a session is on its way at a time. A step that is behind one that
   fails is not sent: it would be applied where the other one belongs.
-- Every step that is ready when a message is made goes into that message.
+- Every step that is ready when a message is made goes into that message, with those that look like it as columns, once
+  the gateway has said on this stream that it reads them.
 - A step whose answer is lost is sent again with the same position: the gateway applies it once.
 """
 
@@ -20,6 +21,7 @@ import grpc
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.client import errors, retry, wire
+from service.client.columns import Look, fill_columns, look_of, read_results
 from service.client.errors import GatewayError
 from service.client.steps import Failure, Line, Step
 
@@ -54,6 +56,7 @@ class Pipeline:
         self._next_expiry = math.inf
         self._streams = itertools.count(1)
         self._stream = 0
+        self._columns_on = 0  # the stream on which the gateway reads columns
         self._breaks = 0
         self._open_at = -math.inf
         self._broken: GatewayError | None = None
@@ -134,9 +137,9 @@ class Pipeline:
             return None
         message = pb.StreamStepsRequest(cancel=self._cancel)
         self._cancel.clear()
-        add = message.requests.add
         now = self._clock()
         room = self._max_message_bytes
+        alike: dict[Look | None, list[Step]] = {}
         while self._ready:
             step = self._ready[0]
             room -= len(step.content) + _OVERHEAD
@@ -144,8 +147,15 @@ class Pipeline:
                 break
             self._ready.popleft()
             if not step.finished:
-                self._fill(add(), step, stream, now)
-        return message if message.requests or message.cancel else None
+                look = look_of(step, now) if stream == self._columns_on else None
+                alike.setdefault(look, []).append(step)
+        for look, steps in alike.items():
+            if look is not None and len(steps) > 1:
+                self._fill_columns(message.columns.add(), look, steps, stream)
+                continue
+            for step in steps:
+                self._fill(message.requests.add(), step, stream, now)
+        return message if alike or message.cancel else None
 
     def take_large(self) -> pb.StepRequest | None:
         """A step to be sent alone, as a call of its own; None where there is none."""
@@ -174,8 +184,12 @@ class Pipeline:
         """A message came on a stream."""
         self._breaks = 0
         self._broken = None
+        if message.takes_columns:
+            self._columns_on = stream
         for response in message.responses:
             self.answered(response, stream)
+        for results in message.columns:
+            self._answered_columns(results)
 
     def answered(self, response: pb.StepResponse, stream: int = 0) -> None:
         """A step was answered, in a stream or (0) in a call of its own."""
@@ -189,7 +203,7 @@ class Pipeline:
         try:
             outputs = wire.to_outputs(response, end)
         except ValueError as error:
-            self._fail(step, GatewayError(grpc.StatusCode.INTERNAL, f"the gateway's answer makes no sense: {error}"))
+            self._fail(step, errors.nonsense(error))
         else:
             self._succeed(step, outputs, end)
 
@@ -273,6 +287,31 @@ class Pipeline:
             timeout=max(step.deadline - now, 1e-3),
             traceparent=step.traceparent,
         )
+
+    def _fill_columns(self, columns: pb.StepColumns, look: Look, steps: list[Step], stream: int) -> None:
+        ids, sent = self._ids, self._sent
+        for step in steps:
+            step.request_id = name = str(next(ids))
+            step.stream = stream
+            sent[name] = step
+        fill_columns(columns, look, steps)
+
+    def _answered_columns(self, results: pb.StepResultColumns) -> None:
+        try:
+            rows = read_results(results)
+        except ValueError as error:
+            for step in filter(None, [self._sent.pop(name, None) for name in results.request_ids]):
+                self._fail(step, errors.nonsense(error))
+            return
+        for name, position, outputs in rows:
+            if name not in self._sent:  # given up meanwhile
+                continue
+            step = self._sent.pop(name)
+            end = step.position + step.length
+            if position == end:
+                self._succeed(step, outputs, end)
+            else:
+                self._fail(step, errors.nonsense(wire.wrong_position(position, end)))
 
     def _refused(self, step: Step, error: GatewayError, stream: int) -> None:
         """The gateway answered a step with an error: it is tried again later, or fails."""

@@ -11,8 +11,8 @@ from ntm_serving.v1 import tensor_pb2
 
 FloatArray = npt.NDArray[np.float32]
 
-_LITTLE_FLOAT32 = np.dtype("<f4")
-_FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
+LITTLE_FLOAT32 = np.dtype("<f4")
+FLOAT32 = tensor_pb2.DATA_TYPE_FLOAT32
 
 
 def as_inputs(inputs: npt.ArrayLike) -> FloatArray:
@@ -22,10 +22,10 @@ def as_inputs(inputs: npt.ArrayLike) -> FloatArray:
         TypeError: it is not an array of real numbers.
     """
     array = np.asarray(inputs)
-    if array.dtype != _LITTLE_FLOAT32:
+    if array.dtype != LITTLE_FLOAT32:
         if not np.can_cast(array.dtype, np.float32, "same_kind"):
             raise TypeError(f"inputs are of dtype {array.dtype}; expected real numbers, which are sent as float32")
-        array = array.astype(_LITTLE_FLOAT32)
+        array = array.astype(LITTLE_FLOAT32)
     return array
 
 
@@ -35,9 +35,9 @@ def to_array(tensor: tensor_pb2.Tensor) -> FloatArray:
     Raises:
         ValueError: dtype, shape and bytes do not fit each other.
     """
-    if tensor.dtype != _FLOAT32:
+    if tensor.dtype != FLOAT32:
         raise ValueError(f"expected a tensor of DATA_TYPE_FLOAT32, got dtype {tensor.dtype}")
-    return np.frombuffer(bytearray(tensor.content), _LITTLE_FLOAT32).reshape(tensor.shape)
+    return np.frombuffer(bytearray(tensor.content), LITTLE_FLOAT32).reshape(tensor.shape)
 
 
 def to_outputs(response: pb.StepResponse, end: int) -> FloatArray:
@@ -47,8 +47,13 @@ def to_outputs(response: pb.StepResponse, end: int) -> FloatArray:
         ValueError: the response is not that step's.
     """
     if response.position != end:
-        raise ValueError(f"position is {response.position} after a step that ends at {end}")
+        raise wrong_position(response.position, end)
     return to_array(response.outputs)
+
+
+def wrong_position(position: int, end: int) -> ValueError:
+    """Why the answer of a step that ends at ``end`` cannot be its."""
+    return ValueError(f"position is {position} after a step that ends at {end}")
 
 
 def fill_step(
@@ -67,7 +72,7 @@ def fill_step(
     request.session_id = session_id
     request.position = position
     inputs = request.inputs
-    inputs.dtype = _FLOAT32
+    inputs.dtype = FLOAT32
     inputs.shape.extend(shape)
     inputs.content = content
     seconds = int(timeout)

@@ -151,15 +151,20 @@ async def test_a_step_of_a_stream_without_a_context_begins_a_trace_and_points_to
             request.traceparent = told
             await stream.write(pb.StreamStepsRequest(requests=[request]))
             assert not (await stream.read()).responses[0].HasField("status")
+        columns = pb.StepColumns(request_ids=[""], session_ids=["a"], positions=[2])
+        columns.inputs.CopyFrom(step_request("a", random_inputs(1, 2), 2).inputs)
+        columns.inputs.shape.insert(0, 1)
+        await stream.write(pb.StreamStepsRequest(columns=[columns]))
+        assert not (await stream.read()).responses[0].HasField("status")
         await stream.done_writing()
         assert await stream.read() is grpc.aio.EOF
     whole = recorded.one("ntm_serving.v1.SequenceService/StreamSteps")
     steps = recorded.named("step")
-    assert len(steps) == 2
+    assert len(steps) == 3
     for step in steps:
         assert step.parent is None
         assert [link.context.span_id for link in step.links] == [id_of(whole)]
-    assert len({step.context.trace_id for step in steps} | {whole.context.trace_id}) == 3
+    assert len({step.context.trace_id for step in steps} | {whole.context.trace_id}) == 4
 
 
 async def test_a_failure_shows_by_its_reason_and_nothing_tells_of_who_or_what():

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service import codec
+from service.alike import parse_requests
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.types import StepReply
 
@@ -187,7 +188,7 @@ def test_steps_that_look_alike_are_read_together_as_they_are_one_by_one(wanted):
         if odd is not None:
             ODD[odd](request)
         requests.append(request)
-    alike, others = codec.parse_alike(requests, 100)
+    alike, others = parse_requests(requests, 100)
     assert sorted(r.request_id for steps in [*alike, None] for r in (steps.requests if steps else others)) == sorted(
         request.request_id for request in requests
     )
@@ -208,8 +209,9 @@ def test_steps_that_look_alike_are_read_together_as_they_are_one_by_one(wanted):
 
 
 def test_replies_are_rendered_as_one_by_one():
-    replies = [(step(request_id=str(n)), StepReply(n, np.full((n, 2), n, np.float32))) for n in range(1, 4)]
+    requests = [step(request_id=str(n)) for n in range(3)]
+    (steps,), _ = parse_requests(requests, 1000)
+    replies = [StepReply(n, np.full((n + 1, 2), n, np.float32)) for n in (2, 0)]
     message = pb.StreamStepsResponse()
-    for request, reply in replies:
-        codec.add_reply(message, request, reply)
-    assert list(message.responses) == [codec.render_reply(request, reply) for request, reply in replies]
+    steps.render(message, [2, 0], replies)
+    assert list(message.responses) == [codec.render_reply(requests[reply.position], reply) for reply in replies]

@@ -302,11 +302,95 @@ class StepResponse(_message.Message):
 Global___StepResponse: _TypeAlias = StepResponse  # noqa: Y015
 
 @_typing.final
+class StepColumns(_message.Message):
+    """Steps whose inputs have the same shape, column by column: what many of them cost beside the model is then a few
+    arrays, not a few messages for each. Every column has one entry for each step, in the same order; otherwise all of
+    them are INVALID_ARGUMENT. Apart from that they are steps like those of a StepRequest.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    SESSION_IDS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """At most 64 characters each."""
+
+    @_builtins.property
+    def session_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Where each chunk begins. Here it cannot be left out."""
+
+    @_builtins.property
+    def inputs(self) -> _tensor_pb2.Tensor:
+        """[steps, time, input_dim], time at least 1."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Time limit of each step. Left out: the server's default."""
+
+    def __init__(
+        self,
+        *,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+        session_ids: _abc.Iterable[_builtins.str] | None = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        inputs: _tensor_pb2.Tensor | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "positions", b"positions", "request_ids", b"request_ids", "session_ids", b"session_ids", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepColumns: _TypeAlias = StepColumns  # noqa: Y015
+
+@_typing.final
+class StepResultColumns(_message.Message):
+    """Results of steps that came as columns and were applied, column by column."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Time steps that each session has consumed once its chunk was applied."""
+
+    @_builtins.property
+    def outputs(self) -> _tensor_pb2.Tensor:
+        """[steps, time, output_dim]"""
+
+    def __init__(
+        self,
+        *,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
+        positions: _abc.Iterable[_builtins.int] | None = ...,
+        outputs: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outputs", b"outputs", "positions", b"positions", "request_ids", b"request_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepResultColumns: _TypeAlias = StepResultColumns  # noqa: Y015
+
+@_typing.final
 class StreamStepsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUESTS_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepRequest]: ...
     @_builtins.property
@@ -315,15 +399,20 @@ class StreamStepsRequest(_message.Message):
         CANCELLED, or its result where it was too late.
         """
 
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepColumns]:
+        """More steps; they come after those in `requests`. Only for a server that has said that it takes columns."""
+
     def __init__(
         self,
         *,
         requests: _abc.Iterable[Global___StepRequest] | None = ...,
         cancel: _abc.Iterable[_builtins.str] | None = ...,
+        columns: _abc.Iterable[Global___StepColumns] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "requests", b"requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "columns", b"columns", "requests", b"requests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -334,16 +423,30 @@ class StreamStepsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESPONSES_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    TAKES_COLUMNS_FIELD_NUMBER: _builtins.int
+    takes_columns: _builtins.bool
+    """In the first message of a stream: from now on steps may be sent on it as columns. An older server would leave them
+    unread.
+    """
     @_builtins.property
     def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepResponse]: ...
+    @_builtins.property
+    def columns(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepResultColumns]:
+        """Results of steps that were sent as columns. One of them that failed, or had to be run by itself, is answered in
+        `responses`.
+        """
+
     def __init__(
         self,
         *,
         responses: _abc.Iterable[Global___StepResponse] | None = ...,
+        columns: _abc.Iterable[Global___StepResultColumns] | None = ...,
+        takes_columns: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "responses", b"responses", "takes_columns", b"takes_columns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,6 +17,7 @@ from service.client.errors import GatewayError, PrecedingStepFailed, StepConflic
 from service.client.pipeline import Pipeline
 from service.client.retry import RetryPolicy
 from service.client.steps import Line, Step
+from service.columns import requests_of
 
 FOREVER = 1e6
 
@@ -77,10 +78,38 @@ class SumGateway:
         return answer
 
 
-class Bench:
-    """A pipeline, its clock and a gateway, with the wire between them in the test's hands."""
+def in_columns(responses):
+    """A message in which the results come as columns, those of each length together, and what failed by itself."""
+    message = pb.StreamStepsResponse(takes_columns=True)
+    alike = defaultdict(list)
+    for response in responses:
+        if response.HasField("status"):
+            message.responses.append(response)
+        else:
+            alike[tuple(response.outputs.shape)].append(response)
+    for shape, some in alike.items():
+        content = b"".join(response.outputs.content for response in some)
+        message.columns.add(
+            request_ids=[response.request_id for response in some],
+            positions=[response.position for response in some],
+            outputs=tensor_pb2.Tensor(dtype=1, shape=[len(some), *shape], content=content),
+        )
+    return message
 
-    def __init__(self, **options):
+
+def requests_in(message):
+    """All that a message asks for, whichever way."""
+    return [*message.requests, *(request for columns in message.columns for request in requests_of(columns))]
+
+
+class Bench:
+    """A pipeline, its clock and a gateway, with the wire between them in the test's hands.
+
+    With ``columns`` the gateway says that it takes them, and answers in them.
+    """
+
+    def __init__(self, columns=False, **options):
+        self.columns = columns
         self.clock = Clock()
         self.gateway = SumGateway()
         options = {"policy": RetryPolicy(), "max_message_bytes": 10_000, **options}
@@ -104,12 +133,13 @@ class Bench:
         return stream, self.pipeline.take(stream) if stream else None
 
     def answer(self, stream, message):
-        responses = [self.gateway.apply(request) for request in message.requests]
-        self.pipeline.received(pb.StreamStepsResponse(responses=responses), stream)
+        responses = [self.gateway.apply(request) for request in requests_in(message)]
+        answer = in_columns(responses) if self.columns else pb.StreamStepsResponse(responses=responses)
+        self.pipeline.received(answer, stream)
 
     def refuse(self, stream, message, why):
-        responses = [pb.StepResponse(request_id=r.request_id, status=why) for r in message.requests]
-        self.pipeline.received(pb.StreamStepsResponse(responses=responses), stream)
+        responses = [pb.StepResponse(request_id=r.request_id, status=why) for r in requests_in(message)]
+        self.pipeline.received(pb.StreamStepsResponse(responses=responses, takes_columns=self.columns), stream)
 
     def settle(self):
         """A network without faults from here on, until nothing is left to do."""
@@ -128,7 +158,7 @@ class Bench:
 
 
 def ids(message):
-    return [request.session_id for request in message.requests]
+    return [request.session_id for request in requests_in(message)]
 
 
 def outputs(step):
@@ -440,7 +470,7 @@ def misbehave(bench, fault, stream, message):
     if fault == "answer":
         bench.answer(stream, message)
     elif fault == "reverse":
-        bench.answer(stream, pb.StreamStepsRequest(requests=list(message.requests)[::-1]))
+        bench.answer(stream, pb.StreamStepsRequest(requests=requests_in(message)[::-1]))
     elif fault == "refuse":
         bench.refuse(stream, message, UNAVAILABLE)
     elif fault == "overload":
@@ -449,7 +479,7 @@ def misbehave(bench, fault, stream, message):
         bench.refuse(stream, message, DRAINING)
     else:
         if fault != "lose requests":
-            for request in message.requests:
+            for request in requests_in(message):
                 bench.gateway.apply(request)
         if fault == "unknown":
             bench.refuse(stream, message, UNKNOWN_COMMIT)
@@ -458,9 +488,9 @@ def misbehave(bench, fault, stream, message):
 
 
 @settings(deadline=None)
-@given(sequences=st.lists(CHUNKS, min_size=1, max_size=4), faults=st.lists(FAULTS, max_size=20))
-def test_whatever_the_network_does_each_step_is_applied_once_and_in_order(sequences, faults):
-    bench = Bench(policy=RetryPolicy(breaks=1000))
+@given(sequences=st.lists(CHUNKS, min_size=1, max_size=4), faults=st.lists(FAULTS, max_size=20), columns=st.booleans())
+def test_whatever_the_network_does_each_step_is_applied_once_and_in_order(sequences, faults, columns):
+    bench = Bench(columns, policy=RetryPolicy(breaks=1000))
     steps = {
         (n, k): bench.step(f"s{n}", *chunk) for n, chunks in enumerate(sequences) for k, chunk in enumerate(chunks)
     }
@@ -470,7 +500,7 @@ def test_whatever_the_network_does_each_step_is_applied_once_and_in_order(sequen
             wake = bench.pipeline.wake_at()
             bench.clock.now = bench.clock.now if math.isinf(wake) else max(wake, bench.clock.now)
         else:
-            assert len(set(ids(message))) == len(message.requests)
+            assert len(set(ids(message))) == len(requests_in(message))
             misbehave(bench, fault, stream, message)
     bench.settle()
     for n, chunks in enumerate(sequences):
@@ -487,9 +517,10 @@ def test_whatever_the_network_does_each_step_is_applied_once_and_in_order(sequen
     chunks=CHUNKS,
     faults=st.lists(FAULTS, max_size=12),
     impatience=st.lists(st.sampled_from(["wait", "cancel", "expire"]), max_size=12),
+    columns=st.booleans(),
 )
-def test_a_caller_who_gives_up_and_repeats_gets_the_sequence_once(chunks, faults, impatience):
-    bench = Bench(policy=RetryPolicy(breaks=1000))
+def test_a_caller_who_gives_up_and_repeats_gets_the_sequence_once(chunks, faults, impatience, columns):
+    bench = Bench(columns, policy=RetryPolicy(breaks=1000))
     faults, impatience = iter(faults), iter(impatience)
     got = []
     for chunk in chunks:
@@ -497,7 +528,7 @@ def test_a_caller_who_gives_up_and_repeats_gets_the_sequence_once(chunks, faults
             mood = next(impatience, "wait")
             step = bench.step("a", *chunk, timeout=3 if mood == "expire" else FOREVER)
             stream, message = bench.send()
-            if message is not None and message.requests:
+            if message is not None and requests_in(message):
                 misbehave(bench, next(faults, "answer"), stream, message)
             if mood == "cancel":
                 bench.pipeline.cancel(step)

@@ -1,0 +1,60 @@
+"""Steps that go together, as columns of a message: a few arrays, where each by itself would be some small messages."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from service.client.steps import Step
+from service.client.wire import FLOAT32, LITTLE_FLOAT32, FloatArray
+
+# Time limits are rounded up to a multiple of this many nanoseconds: steps that were asked for one after the other may
+# then share one. Each still ends for its caller when it ends.
+_TICK_NS = 10_000_000
+
+
+class Look(NamedTuple):
+    """What steps must have in common to be columns: the shape of their inputs, and their time limit in ticks."""
+
+    shape: tuple[int, ...]
+    ticks: int
+
+
+def look_of(step: Step, now: float) -> Look | None:
+    """What a step looks like; None where it has to be sent by itself."""
+    if len(step.shape) != 2 or not step.content or step.traceparent:
+        return None
+    return Look(step.shape, max(1, math.ceil((step.deadline - now) * 1e9 / _TICK_NS)))
+
+
+def fill_columns(columns: pb.StepColumns, look: Look, steps: Sequence[Step]) -> None:
+    """Writes steps of this look into a message; each has its request id already."""
+    columns.request_ids.extend([step.request_id for step in steps])
+    columns.session_ids.extend([step.line.session_id for step in steps])
+    columns.positions.extend([step.position for step in steps])
+    inputs = columns.inputs
+    inputs.dtype = FLOAT32
+    inputs.shape.extend((len(steps), *look.shape))
+    inputs.content = b"".join([step.content for step in steps])
+    columns.timeout.FromNanoseconds(look.ticks * _TICK_NS)
+
+
+def read_results(results: pb.StepResultColumns) -> Iterator[tuple[str, int, FloatArray]]:
+    """The request id, the position and the outputs ``[time, output_dim]`` of each step.
+
+    Each array is one of its own, which its caller may write to and keep without the others.
+
+    Raises:
+        ValueError: the columns do not fit each other.
+    """
+    tensor, names, positions = results.outputs, results.request_ids, results.positions
+    shape = tuple(tensor.shape)
+    if tensor.dtype != FLOAT32 or len(shape) != 3 or not len(names) == len(positions) == shape[0]:
+        raise ValueError(
+            f"{len(names)} request ids and {len(positions)} positions came with outputs of shape {list(shape)} "
+            f"and dtype {tensor.dtype}"
+        )
+    outputs = np.frombuffer(tensor.content, LITTLE_FLOAT32).reshape(shape)
+    return zip(names, positions, map(np.copy, outputs), strict=True)
