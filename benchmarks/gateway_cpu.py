@@ -3,8 +3,8 @@
 ``python benchmarks/gateway_cpu.py --sessions 64 --steps 1``
 
 No sockets, no model and no other process: an executor that answers zeros at once, and clients (``--streams``) that hand
-over parsed messages of ``--sessions`` steps, as columns or (``--requests``) one by one, and serialise the responses. CPU microseconds a step, the median of some
-rounds.
+over parsed messages of ``--sessions`` steps, as columns or (``--requests``) one by one, and serialise the responses.
+CPU microseconds a step, the median of some rounds.
 """
 
 import argparse
