@@ -73,6 +73,8 @@ def run_training(
             console.print("interrupted; the same command goes on from the last look")
             return 130
     _tell(console, config, result, run_dir)
+    if epochs is not None and not result.solved and result.updates >= epochs * config.recipe.chunk:
+        console.print(f"stopped after {epochs} epochs; the same command with a higher -e goes on")
     if not result.solved and only_solved:
         target = None
     if target is not None and not _export(console, config, result, run_dir, target):

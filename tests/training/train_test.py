@@ -85,6 +85,13 @@ def test_a_trained_network_is_exported_and_the_result_told(tiny, tmp_path, capsy
     assert "exported: " in told
 
 
+def test_a_run_that_was_told_when_to_stop_says_how_to_go_on(tiny, tmp_path, capsys):
+    for epochs, stopped in ((3, True), (9, False)):  # It is over after eight.
+        assert command.run_training(tiny, tmp_path / "run", target=None, epochs=epochs) == 1
+        told = f"stopped after {epochs} epochs; the same command with a higher -e goes on"
+        assert (told in capsys.readouterr().out) is stopped
+
+
 def test_with_only_solved_what_is_not_solved_is_not_exported(tiny, tmp_path):
     config = dataclasses.replace(tiny, recipe=dataclasses.replace(tiny.recipe, attempts=1))
     target = Target(tmp_path / "models", "tiny")
