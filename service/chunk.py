@@ -142,6 +142,10 @@ class Chunk:
         if not isinstance(states, list):
             state[:] = states
             return
+        there = [one for one in states if one is not None]
+        if len(there) == len(states):
+            np.concatenate(there, out=state.reshape(-1))
+            return
         for at, one in enumerate(states):
             if one is None:
                 reset[at], state[at] = True, 0

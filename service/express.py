@@ -26,7 +26,7 @@ from service.errors import (
     ServiceError,
 )
 from service.observing import Observer
-from service.sessions import Commit, LocalStore, Refused, Session, Told, Verdict, judge
+from service.sessions import Commit, LocalStore, Refused, Session, SessionInfo, Told
 from service.turns import Turns
 from service.types import FloatArray, ModelVersion, SessionKey, StepCalls, StepReply, tuple_of
 
@@ -209,58 +209,66 @@ class Express:
             The steps under way, by model version, and the places of those that have to go the long way.
         """
         began = self._timer()
-        seconds = self._checkout(calls.deadline)
-        by_version: dict[tuple[object, str], ExpressSteps] = {}
         left: list[int] = []
-        for place, (session_id, position, digest) in enumerate(
-            zip(calls.session_ids, calls.positions, calls.digests, strict=True)
-        ):
-            session = self._at_hand(tuple_of(SessionKey, (calls.principal, session_id)), position, digest, seconds)
+        by_version: dict[tuple[object, str], ExpressSteps | None] = {}
+        steps, version, fingerprint, size = None, None, None, 0
+        for place, session in enumerate(self._at_hand(calls)):
             if session is None:
                 left.append(place)
                 continue
             info = session.info
-            steps = by_version.get((info.version, info.fingerprint))
-            if steps is None:
-                try:
-                    version = self._catalog.pinned(info)
-                except ServiceError:
-                    left.append(place)
-                    continue
-                steps = ExpressSteps(self, calls, version, ended, began)
-                by_version[info.version, info.fingerprint] = steps
-            if not _fits(steps.version, calls.inputs, session.state):
+            if info.version is not version or info.fingerprint != fingerprint:  # seldom from one row to the next
+                version, fingerprint = info.version, info.fingerprint
+                if (version, fingerprint) not in by_version:
+                    by_version[version, fingerprint] = self._steps_of(info, calls, ended, began)
+                steps = by_version[version, fingerprint]
+                size = 0 if steps is None else steps.version.state_size
+            if steps is None or not (session.state is None or session.state.shape == (size,)):
                 left.append(place)
                 continue
-            self._turns.take(info.key)
             steps.places.append(place)
             steps.sessions.append(session)
-        begun = [steps for steps in by_version.values() if steps.places and self._start(steps, owner_limit, left)]
+        begun = [steps for steps in by_version.values() if steps is not None and self._start(steps, owner_limit, left)]
+        left.sort()
         return begun, left
 
-    def _at_hand(self, key: SessionKey, position: int | None, digest: bytes, seconds: float) -> Session | None:
-        """The session, if this is its next step and nothing stands in the way."""
-        if not self._turns.free(key):
-            return None
+    def _at_hand(self, calls: StepCalls) -> Sequence[Session | None]:
+        """The sessions whose next steps these are, by place; None where something stands in the way."""
+        principal, held = calls.principal, self._turns.held
+        keys = [tuple_of(SessionKey, (principal, session_id)) for session_id in calls.session_ids]
         try:
-            session = self._store.load_now(key)
-            if session is None or judge(session, position, digest) is not Verdict.RUN:
-                return None
-            return session if self._store.extend_now(session, seconds) else None
+            # The condition on the position is when ``judge`` says RUN.
+            free = [
+                session
+                if session is not None and key not in held and (position is None or position == session.position)
+                else None
+                for key, session, position in zip(keys, self._store.load_now(keys), calls.positions, strict=True)
+            ]
+            return self._store.extend_now(free, self._checkout(calls.deadline))
         except Exception:  # noqa: BLE001 - the long way fails too, and knows what to make of it
+            return [None] * len(keys)
+
+    def _steps_of(self, info: SessionInfo, calls: StepCalls, ended: Ended, began: float) -> ExpressSteps | None:
+        """What takes the steps of sessions like this one; None where they have to go the long way."""
+        try:
+            version = self._catalog.pinned(info)
+        except ServiceError:
             return None
+        if calls.inputs.shape[2] != version.input_dim:  # the long way says so
+            return None
+        return ExpressSteps(self, calls, version, ended, began)
 
     def _start(self, steps: ExpressSteps, owner_limit: int | None, left: list[int]) -> bool:
         """Puts steps in their queue; where there is no room for all of them, all go the long way."""
         calls, rows = steps.calls, len(steps.places)
+        if not rows:
+            return False
         try:
             self._admission.take(rows * _bytes_of_one(calls), calls.caller, owner_limit, rows)
         except ServiceError:
-            for session in steps.sessions:
-                self._turns.release(session.info.key)
             left += steps.places
-            left.sort()
             return False
+        self._turns.take([session.info.key for session in steps.sessions])
         inputs = calls.inputs if rows == len(calls.inputs) else calls.inputs[steps.places]
         states = [session.state for session in steps.sessions]
         chunk = self._batcher.put(steps.version, inputs, states, calls.deadline, steps, calls.caller)
@@ -275,16 +283,20 @@ class Express:
             rows, outputs, states = [rows[at] for at in kept], outputs[kept], states[kept]
             if not rows:
                 return
-        positions, digests, places = steps.calls.positions, steps.calls.digests, steps.places
-        time = outputs.shape[1]
+        calls, time = steps.calls, outputs.shape[1]
+        places = [steps.places[row] for row in rows]
         sessions = [steps.sessions[row] for row in rows]
-        commits = []
-        for row, session, output, state in zip(rows, sessions, outputs, states, strict=True):
-            place, begin = places[row], session.position
-            # Copies, so that no session holds on to a whole batch.
-            reply = tuple_of(StepReply, (begin + time, output.copy()))
-            commit = (session.token, positions[place], begin, digests[place], state.copy(), reply)
-            commits.append(tuple_of(Commit, commit))
+        # Copies, so that no session holds on to a whole batch.
+        commits = [
+            tuple_of(
+                Commit,
+                (
+                    *(session.token, calls.positions[place], (begin := session.position), calls.digests[place]),
+                    *(state.copy(), tuple_of(StepReply, (begin + time, output.copy()))),
+                ),
+            )
+            for place, session, output, state in zip(places, sessions, outputs, states, strict=True)
+        ]
         self._store.commit_soon(sessions, commits, functools.partial(steps.committed, rows, committing))
 
     def told(self, steps: ExpressSteps, count: int, committing: float) -> None:
@@ -300,15 +312,9 @@ class Express:
         """Lets go of what steps held."""
         if not steps:
             self._deadlines.discard(steps, steps.tick)
-        for row in rows:
-            self._turns.release(steps.sessions[row].info.key)
+        self._turns.release([steps.sessions[row].info.key for row in rows])
         self._admission.give_back(len(rows) * _bytes_of_one(steps.calls), steps.calls.caller, len(rows))
 
 
 def _bytes_of_one(calls: StepCalls) -> int:
     return calls.inputs.nbytes // len(calls.inputs)
-
-
-def _fits(version: ModelVersion, inputs: FloatArray, state: FloatArray | None) -> bool:
-    """Whether a model takes them; where it does not, the long way says so."""
-    return inputs.shape[2] == version.input_dim and (state is None or state.shape == (version.state_size,))

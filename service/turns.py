@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import TypeAlias
 
@@ -21,17 +22,23 @@ class Turns:
         """``async with turns.of(key):`` runs its body alone for this key."""
         return _Turn(self._waiting, key)
 
-    def free(self, key: SessionKey) -> bool:
-        """Whether nobody holds the turn."""
-        return key not in self._waiting
+    @property
+    def held(self) -> Collection[SessionKey]:
+        """The sessions whose turns somebody holds."""
+        return self._waiting.keys()
 
-    def take(self, key: SessionKey) -> None:
-        """Takes a turn that is free, until ``release``."""
-        self._waiting[key] = None
+    def take(self, keys: Sequence[SessionKey]) -> None:
+        """Takes turns that are free, until ``release``."""
+        self._waiting.update(dict.fromkeys(keys))
 
-    def release(self, key: SessionKey) -> None:
-        """Hands a turn to the first of those who wait for it."""
-        _release(self._waiting, key)
+    def release(self, keys: Sequence[SessionKey]) -> None:
+        """Hands each turn to the first of those who wait for it."""
+        waiting = self._waiting
+        for key in keys:
+            if waiting[key] is None:
+                del waiting[key]
+            else:
+                _release(waiting, key)
 
 
 class _Turn:

@@ -231,12 +231,12 @@ Tell = Callable[[Sequence[Told]], None]
 class LocalStore(Protocol):
     """What a store can do besides for sessions that it has in this process, if only as copies: nothing suspends."""
 
-    def load_now(self, key: SessionKey) -> Session | None:
-        """``SessionStore.load``; None where the session is not at hand."""
+    def load_now(self, keys: Sequence[SessionKey], /) -> Sequence[Session | None]:
+        """``SessionStore.load`` of each; None where the session is not at hand, or not there at all."""
         ...
 
-    def extend_now(self, session: Session, seconds: float) -> bool:
-        """``SessionStore.extend`` of what was just loaded; False, and nothing is done, where that takes more."""
+    def extend_now(self, sessions: Sequence[Session | None], seconds: float, /) -> Sequence[Session | None]:
+        """``SessionStore.extend`` of what was just loaded; None, and nothing is done, where that takes more."""
         ...
 
     def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:

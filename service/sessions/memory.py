@@ -79,24 +79,23 @@ class MemoryStore:
         """See ``SessionStore.load``."""
         return self._require(key)
 
-    def load_now(self, key: SessionKey) -> Session:
+    def load_now(self, keys: Sequence[SessionKey]) -> Sequence[Session | None]:
         """See ``LocalStore.load_now``."""
-        session = self._sessions.get(key)
-        if session is not None and session.expires > self._clock():
-            return session
-        return self._require(key)
+        now, get = self._clock(), self._sessions.get
+        found = [get(key) for key in keys]
+        return [session if session is not None and session.expires > now else None for session in found]
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``."""
-        session = self._sessions.get(key)
-        if session is not None:
-            self.extend_now(session, seconds)
+        self.extend_now([self._sessions.get(key)], seconds)
 
-    def extend_now(self, session: Session, seconds: float) -> bool:
+    def extend_now(self, sessions: Sequence[Session | None], seconds: float) -> Sequence[Session | None]:
         """See ``LocalStore.extend_now``."""
-        if session.expires < (until := self._clock() + seconds):
-            self._sessions[session.info.key] = session._replace(expires=until)
-        return True
+        until = self._clock() + seconds
+        for session in sessions:
+            if session is not None and session.expires < until:
+                self._sessions[session.info.key] = session._replace(expires=until)
+        return sessions
 
     async def commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         """See ``SessionStore.commit``."""
@@ -117,10 +116,10 @@ class MemoryStore:
         tell(told)
 
     def _commit(self, session: Session, commit: Commit, token: bytes, now: float) -> Session | Refused:
-        if session.token != commit.token:
-            return Refused(judge(session, commit.position, commit.digest), session)
-        info, _, _, _, _, _, _ = session
-        _, _, begin, digest, state, reply = commit
+        ran_on, position, begin, digest, state, reply = commit
+        if session.token != ran_on:
+            return Refused(judge(session, position, digest), session)
+        info = session.info
         last = tuple_of(LastStep, (begin, digest, reply))
         after = tuple_of(Session, (info, reply.position, state, last, token, now, now + info.ttl))
         self._sessions[info.key] = after

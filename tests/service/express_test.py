@@ -55,7 +55,7 @@ class Caller:
 
 def nothing_is_held(bench):
     admission, turns = bench.engine._admission, bench.engine._turns
-    return (admission.steps, admission.nbytes) == (0, 0) and turns.free(KEY)
+    return (admission.steps, admission.nbytes) == (0, 0) and KEY not in turns.held
 
 
 async def test_chunks_give_what_the_whole_gives_and_what_the_long_way_goes_on_with():
@@ -295,7 +295,7 @@ async def test_steps_for_which_there_is_no_room_together_are_all_left():
         await together.create()
         assert together.begin() == ([], [0, 1, 2])
         assert nothing_is_held(bench)
-        assert all(bench.engine._turns.free(key) for key in together.keys)
+        assert bench.engine._turns.held.isdisjoint(together.keys)
 
 
 async def test_a_model_that_fails_on_one_of_them_fails_that_alone():

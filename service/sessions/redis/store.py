@@ -126,7 +126,7 @@ class RedisStore:
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``. Asks the server only where the session might expire before that."""
         cached = self._cache.get(key)
-        if cached is not None and self.extend_now(cached, seconds):
+        if cached is not None and self._lasts(cached, seconds):
             return
         keys = self._keys(key)
         names = [keys.session, self._index[0]]
@@ -144,12 +144,15 @@ class RedisStore:
         await asyncio.wait((sent.reply,))
         return self._outcome(sent)
 
-    def load_now(self, key: SessionKey) -> Session | None:
-        """See ``LocalStore.load_now``: the copy, if there is one."""
-        return self._cached(key)
+    def load_now(self, keys: Sequence[SessionKey]) -> Sequence[Session | None]:
+        """See ``LocalStore.load_now``: the copies, where there are any."""
+        return [self._cached(key) for key in keys]
 
-    def extend_now(self, session: Session, seconds: float) -> bool:
-        """See ``LocalStore.extend_now``: whether the session lives for so long anyway."""
+    def extend_now(self, sessions: Sequence[Session | None], seconds: float) -> Sequence[Session | None]:
+        """See ``LocalStore.extend_now``: those that live for so long anyway."""
+        return [session if session is not None and self._lasts(session, seconds) else None for session in sessions]
+
+    def _lasts(self, session: Session, seconds: float) -> bool:
         now = self._now()
         return now is not None and session.expires - now >= seconds
 

@@ -59,11 +59,11 @@ class GatedStore:
         await self._gateway.gate("committed")
         return outcome
 
-    def load_now(self, key):
-        return self.store.load_now(key)
+    def load_now(self, keys):
+        return self.store.load_now(keys)
 
-    def extend_now(self, session, seconds):
-        return self.store.extend_now(session, seconds)
+    def extend_now(self, sessions, seconds):
+        return self.store.extend_now(sessions, seconds)
 
     def commit_soon(self, sessions, commits, tell):
         """Each waits at the same gates; a crash of its gateway ends it where it is."""
