@@ -16,12 +16,17 @@ from training.tasks import Batch
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
+# Runs that are so much longer than others would squeeze them into the edge of the picture.
+_MUCH_LONGER = 5
+
 
 def learning_curves(run_dirs: Sequence[Path], path: Path) -> None:
     """Loss in bits a sequence over the sequences trained on, one line for each run; networks given up are pale."""
+    ends: list[int] = []
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, run_dir in enumerate(run_dirs):
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        ends.append(lines[-1]["sequences"])
         attempts = sorted({line["attempt"] for line in lines})
         for attempt in attempts:
             part = [line for line in lines if line["attempt"] == attempt and line["bits_per_sequence"] is not None]
@@ -30,6 +35,8 @@ def learning_curves(run_dirs: Sequence[Path], path: Path) -> None:
             style = {"label": run_dir.name, "alpha": 1.0} if last else {"alpha": 0.35}
             axes.plot(sequences, loss, color=f"C{number}", linewidth=1.4, **style)
     axes.set(xlabel="sequences trained on", ylabel="loss, bits a sequence", yscale="log", title="Learning curves")
+    if max(ends) > _MUCH_LONGER * min(ends):
+        axes.set(xscale="log")
     axes.legend()
     _save(figure, path)
 
@@ -81,9 +88,13 @@ def memory_use(model: keras.Sequential, batch: Batch, path: Path) -> None:
         len(panels), 1, figsize=(9, 10), height_ratios=heights, sharex=True, layout="constrained"
     )
     for axes, (title, values) in zip(grid, panels.items(), strict=True):
-        axes.imshow(values.T, aspect="auto", cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_ylabel("slot" if "weighting" in title else "bit")
+        # A priority may be negative: that is red.
+        shades = {"cmap": "RdGy", "vmin": -1} if values.min() < 0 else {"cmap": "Greys", "vmin": 0}
+        axes.imshow(values.T, aspect="auto", vmax=1, interpolation="nearest", **shades)
+        axes.set_ylabel("slot" if "weighting" in title else "channel" if title == "input" else "bit")
         axes.set_title(title, loc="left", fontsize=9)
+        if values.shape[1] == 1:
+            axes.set_yticks([0])
     grid[-1].set_xlabel("time step")
     _save(figure, path)
 
