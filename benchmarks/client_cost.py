@@ -39,7 +39,13 @@ class Echo(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     async def StreamSteps(self, request_iterator, context):
         async for message in request_iterator:
-            answer = pb.StreamStepsResponse()
+            answer = pb.StreamStepsResponse(takes_columns=True)
+            for columns in message.columns:
+                answer.columns.add(
+                    request_ids=columns.request_ids,
+                    positions=[position + columns.inputs.shape[1] for position in columns.positions],
+                    outputs=columns.inputs,
+                )
             for request in message.requests:
                 answer.responses.add(
                     request_id=request.request_id,

@@ -22,6 +22,35 @@ class Look(NamedTuple):
     ticks: int
 
 
+class Sorter:
+    """Sorts steps by their look.
+
+    Attributes:
+        alike: Steps by their look, in their order; by None those that have to be sent by themselves.
+
+    Args:
+        now: On the clock of the steps' deadlines.
+        columns: Whether there may be columns at all.
+    """
+
+    def __init__(self, now: float, *, columns: bool) -> None:
+        self.alike: dict[Look | None, list[Step]] = {}
+        self._now = now
+        self._columns = columns
+        # The look of the last step, which is often that of the next.
+        self._shape: tuple[int, ...] | None = None
+        self._deadline = 0.0
+        self._same: list[Step] = []
+
+    def add(self, step: Step) -> None:
+        """Puts a step to those that look like it."""
+        if step.shape != self._shape or step.deadline != self._deadline or step.traceparent:
+            look = look_of(step, self._now) if self._columns else None
+            self._same = self.alike.setdefault(look, [])
+            self._shape, self._deadline = None if step.traceparent else step.shape, step.deadline
+        self._same.append(step)
+
+
 def look_of(step: Step, now: float) -> Look | None:
     """What a step looks like; None where it has to be sent by itself."""
     if len(step.shape) != 2 or not step.content or step.traceparent:
@@ -57,4 +86,4 @@ def read_results(results: pb.StepResultColumns) -> Iterator[tuple[str, int, Floa
             f"and dtype {tensor.dtype}"
         )
     outputs = np.frombuffer(tensor.content, LITTLE_FLOAT32).reshape(shape)
-    return zip(names, positions, map(np.copy, outputs), strict=True)
+    return zip(names, positions, [row.copy() for row in outputs], strict=True)

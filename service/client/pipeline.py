@@ -21,7 +21,7 @@ import grpc
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.client import errors, retry, wire
-from service.client.columns import Look, fill_columns, look_of, read_results
+from service.client.columns import Look, Sorter, fill_columns, read_results
 from service.client.errors import GatewayError
 from service.client.steps import Failure, Line, Step
 
@@ -68,16 +68,19 @@ class Pipeline:
         """Takes a step on: it is sent once the steps of its session before it are through."""
         line = step.line
         step.position = line.tail
-        step.error = self._refusal(step)
-        if step.error is not None:
-            self._finished.append(step)
-            return
-        line.failure = None
+        if self._closed or line.closed or line.failure is not None:
+            step.error = self._refusal(step)
+            if step.error is not None:
+                self._finished.append(step)
+                return
+            line.failure = None
         line.tail += step.length
         self._live[step] = None
-        self._next_expiry = min(self._next_expiry, step.deadline)
+        if step.deadline < self._next_expiry:
+            self._next_expiry = step.deadline
         if line.active is None:
-            self._activate(step)
+            line.active = step
+            self._make_ready(step)
         else:
             line.waiting.append(step)
 
@@ -139,23 +142,22 @@ class Pipeline:
         self._cancel.clear()
         now = self._clock()
         room = self._max_message_bytes
-        alike: dict[Look | None, list[Step]] = {}
-        while self._ready:
-            step = self._ready[0]
+        ready, alike = self._ready, Sorter(now, columns=stream == self._columns_on)
+        while ready:
+            step = ready[0]
             room -= len(step.content) + _OVERHEAD
             if room < 0:
                 break
-            self._ready.popleft()
+            ready.popleft()
             if not step.finished:
-                look = look_of(step, now) if stream == self._columns_on else None
-                alike.setdefault(look, []).append(step)
-        for look, steps in alike.items():
+                alike.add(step)
+        for look, steps in alike.alike.items():
             if look is not None and len(steps) > 1:
                 self._fill_columns(message.columns.add(), look, steps, stream)
                 continue
             for step in steps:
                 self._fill(message.requests.add(), step, stream, now)
-        return message if alike or message.cancel else None
+        return message if alike.alike or message.cancel else None
 
     def take_large(self) -> pb.StepRequest | None:
         """A step to be sent alone, as a call of its own; None where there is none."""
@@ -265,10 +267,6 @@ class Pipeline:
         step.failure = failure
         return failure.behind()
 
-    def _activate(self, step: Step) -> None:
-        step.line.active = step
-        self._make_ready(step)
-
     def _make_ready(self, step: Step) -> None:
         alone = len(step.content) + _OVERHEAD > self._max_message_bytes
         (self._large if alone else self._ready).append(step)
@@ -303,15 +301,16 @@ class Pipeline:
             for step in filter(None, [self._sent.pop(name, None) for name in results.request_ids]):
                 self._fail(step, errors.nonsense(error))
             return
+        sent = self._sent
         for name, position, outputs in rows:
-            if name not in self._sent:  # given up meanwhile
+            answered = sent.pop(name, None)
+            if answered is None:  # given up meanwhile
                 continue
-            step = self._sent.pop(name)
-            end = step.position + step.length
+            end = answered.position + answered.length
             if position == end:
-                self._succeed(step, outputs, end)
+                self._succeed(answered, outputs, end)
             else:
-                self._fail(step, errors.nonsense(wire.wrong_position(position, end)))
+                self._fail(answered, errors.nonsense(wire.wrong_position(position, end)))
 
     def _refused(self, step: Step, error: GatewayError, stream: int) -> None:
         """The gateway answered a step with an error: it is tried again later, or fails."""
@@ -370,7 +369,8 @@ class Pipeline:
         del self._live[step]
         self._finished.append(step)
         if line.waiting:
-            self._activate(line.waiting.popleft())
+            line.active = following = line.waiting.popleft()
+            self._make_ready(following)
 
     def _expired(self, step: Step) -> GatewayError:
         why = f"; the stream to the gateway broke meanwhile: {self._broken.details()}" if self._broken else ""
