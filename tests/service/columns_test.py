@@ -16,7 +16,7 @@ from service.alike import parse_columns, parse_requests
 from service.columns import check_columns, check_count, names_of, part_of, request_of, requests_of, steps_in
 from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 from service.types import StepReply
-from tests.service.servicer_test import reason_of
+from tests.service.refusals import reason_of
 from tests.service.support import INPUT_DIM, random_inputs, run_whole, running_gateway
 
 

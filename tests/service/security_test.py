@@ -13,7 +13,7 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.auth import TokenFile
 from service.config import SettingsError
 from service.errors import Unauthenticated
-from tests.service.servicer_test import refused
+from tests.service.refusals import refused
 from tests.service.support import NumpyExecutor, random_inputs, running_gateway, step_request, version_of
 
 

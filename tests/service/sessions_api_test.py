@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
-from tests.service.servicer_test import refused
+from tests.service.refusals import refused
 from tests.service.support import (
     NumpyExecutor,
     outputs_of,
