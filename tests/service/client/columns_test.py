@@ -6,7 +6,7 @@ import pytest
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.client.columns import look_of, read_results
-from tests.service.client.pipeline_test import INVALID, Bench, in_columns, outputs, requests_in
+from tests.service.client.pipeline_bench import INVALID, Bench, in_columns, outputs, requests_in
 
 
 def told(bench):
