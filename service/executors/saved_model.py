@@ -49,6 +49,7 @@ class SavedModel:
 
     Attributes:
         version: What its ``describe`` signature says.
+        on_cpu: Whether it runs on this machine's own processor, so that the time it takes is the calling thread's.
 
     Raises:
         ModelLoadError: it cannot be loaded, or breaks the contract; the text says where.
@@ -56,6 +57,7 @@ class SavedModel:
 
     def __init__(self, key: VersionKey, path: Path) -> None:
         self._tf = tf = import_tensorflow()
+        self.on_cpu = not tf.config.list_logical_devices("GPU")
         try:
             self._loaded = tf.saved_model.load(str(path), tags=["serve"])
         except Exception as error:

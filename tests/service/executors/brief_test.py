@@ -1,0 +1,117 @@
+"""Batches that are over so soon that they are run where they are, and those that are not."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.errors import BadModelOutput
+from service.executors.brief import BriefRuns
+from service.executors.embedded import EmbeddedExecutor
+from service.executors.saved_model import SavedModel
+from service.types import StepBatch, StepBatchResult, VersionKey
+from tests.service.executors.sequence_models import WIDTH, assert_close, expected, export_sums
+
+KEY = VersionKey("sums", 1)
+
+
+def test_a_kind_is_brief_once_enough_of_its_runs_were_and_until_one_was_not() -> None:
+    runs = BriefRuns()
+    for _ in range(8):
+        assert not runs.expected("a")
+        runs.note("a", 50e-6)
+    assert runs.expected("a")
+    assert not runs.expected("b")
+    runs.note("a", 0.03)
+    for _ in range(43):  # 0.03 * 0.9 ** 43 is still more than 0.3 ms
+        assert not runs.expected("a")
+        runs.note("a", 50e-6)
+    runs.note("a", 50e-6)
+    assert runs.expected("a")
+
+
+def batch_of(rows: int, steps: int = 1) -> StepBatch:
+    """Padded as the batcher pads it: the time axis has the length that is compiled."""
+    inputs = np.zeros((rows, 4, WIDTH), np.float32)
+    inputs[:, :steps] = np.arange(1, 1 + rows * steps * WIDTH).reshape(rows, steps, WIDTH)
+    return StepBatch(
+        inputs=inputs,
+        lengths=np.full(rows, steps, np.int32),
+        reset=np.zeros(rows, np.bool_),
+        state=np.ones((rows, WIDTH), np.float32),
+    )
+
+
+class Threads:
+    """Counts the runs of all models by whether they were run on this thread; ``spoil`` fails those on this one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.here = self.elsewhere = 0
+        self.spoil = False
+        mine, run = threading.current_thread(), SavedModel.run
+
+        def counted(model: SavedModel, batch: StepBatch) -> StepBatchResult:
+            if threading.current_thread() is not mine:
+                self.elsewhere += 1
+            else:
+                self.here += 1
+                if self.spoil:
+                    raise BadModelOutput("spoilt")
+            return run(model, batch)
+
+        monkeypatch.setattr(SavedModel, "run", counted)
+
+
+@pytest.fixture
+async def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedExecutor]:
+    # What a run takes on a machine that does other things is not for a test to say.
+    monkeypatch.setattr("service.executors.brief._BRIEF_S", 30.0)
+    export_sums(tmp_path)
+    executor = EmbeddedExecutor(tmp_path, max_batch_size=8, max_steps=4, threads=1)
+    await executor.start()
+    assert await executor.wait_compiled(120)
+    yield executor
+    await executor.close()
+
+
+async def test_brief_batches_run_where_they_are_and_give_the_same(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Threads(monkeypatch)
+    for _ in range(12):
+        batch = batch_of(1)
+        assert_close(await executor.step(KEY, batch), expected(batch))
+    assert (threads.elsewhere, threads.here) == (8, 4)
+    run = executor.begin(KEY, batch_of(1))
+    assert run.done()  # nobody has to be woken up for it
+    for _ in range(12):  # not of few enough steps, whatever they take
+        large = batch_of(8, 2)
+        assert_close(await executor.step(KEY, large), expected(large))
+    assert threads.here == 5
+
+
+async def test_beside_a_batch_that_runs_in_a_thread_a_brief_one_goes_to_a_thread_too(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Threads(monkeypatch)
+    for _ in range(8):
+        await executor.step(KEY, batch_of(1))
+    beside = executor.begin(KEY, batch_of(8, 2))
+    await asyncio.gather(executor.begin(KEY, batch_of(1)), beside)
+    assert (threads.elsewhere, threads.here) == (10, 0)
+
+
+async def test_a_brief_batch_that_fails_fails_as_in_a_thread(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Threads(monkeypatch)
+    for _ in range(8):
+        await executor.step(KEY, batch_of(1))
+    threads.spoil = True
+    run = executor.begin(KEY, batch_of(1))
+    with pytest.raises(BadModelOutput):
+        await run
+    assert threads.here == 1
