@@ -25,7 +25,7 @@ from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable
 from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
 from service.observing import BatchRun, Observer
-from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, empty_batch
+from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, all_finite, empty_batch
 
 _log = logging.getLogger(__name__)
 
@@ -355,9 +355,7 @@ def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResu
 
 def _bad_rows(result: StepBatchResult, rows: int) -> BoolArray | None:
     """Which of the first ``rows`` rows hold NaN or Inf; None where none does."""
-    # NaN survives the search for a maximum: two passes that write nothing find all that is not finite.
-    some = (result.outputs[:rows], result.state[:rows])
-    if all(math.isfinite(part.max(initial=0)) and math.isfinite(part.min(initial=0)) for part in some):
+    if result.finite or all_finite(result.outputs[:rows], result.state[:rows]):
         return None
     bad = np.zeros(rows, np.bool_)
     for row in range(rows):

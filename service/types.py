@@ -2,6 +2,7 @@
 
 import enum
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -123,10 +124,23 @@ def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins:
 
 @dataclass(frozen=True, slots=True)
 class StepBatchResult:
-    """What one executor call returns: ``outputs`` ``[batch, time, output_dim]``, ``state`` ``[batch, state_size]``."""
+    """What one executor call returns.
+
+    Attributes:
+        outputs: ``[batch, time, output_dim]``.
+        state: ``[batch, state_size]``.
+        finite: Whether all of both has been seen to be finite; False also where nobody looked.
+    """
 
     outputs: FloatArray
     state: FloatArray
+    finite: bool = False
+
+
+def all_finite(*arrays: FloatArray) -> bool:
+    """Whether there is neither NaN nor Inf in them: two passes that write nothing."""
+    # NaN survives the search for a maximum.
+    return all(math.isfinite(part.max(initial=0)) and math.isfinite(part.min(initial=0)) for part in arrays)
 
 
 class SessionKey(NamedTuple):

@@ -315,7 +315,9 @@ class EmbeddedExecutor:
 async def _joined(runs: Sequence[asyncio.Future[StepBatchResult]]) -> StepBatchResult:
     results = await asyncio.gather(*runs)
     return StepBatchResult(
-        np.concatenate([result.outputs for result in results]), np.concatenate([result.state for result in results])
+        np.concatenate([result.outputs for result in results]),
+        np.concatenate([result.state for result in results]),
+        finite=all(result.finite for result in results),
     )
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from service.errors import BadModelOutput, ExecutorUnavailable, ModelLoadError
 from service.executors.description import DescriptionError, parse_description
-from service.types import ALIGNMENT, ModelVersion, StepBatch, StepBatchResult, VersionKey
+from service.types import ALIGNMENT, ModelVersion, StepBatch, StepBatchResult, VersionKey, all_finite
 
 _STEP_INPUTS = {"inputs": ("float32", 3), "lengths": ("int32", 1), "reset": ("bool", 1), "state": ("float32", 2)}
 _Function: TypeAlias = Callable[..., tuple[Any, Any]]
@@ -130,15 +130,16 @@ class SavedModel:
         try:
             outputs, state = function(*map(self._tensor, (batch.inputs, batch.lengths, batch.reset, batch.state)))
             # The buffers of the tensors themselves: `.numpy()` would copy them.
-            result = StepBatchResult(np.asarray(memoryview(outputs)), np.asarray(memoryview(state)))
+            arrays = np.asarray(memoryview(outputs)), np.asarray(memoryview(state))
         except (errors.ResourceExhaustedError, errors.UnavailableError, errors.CancelledError) as error:
             raise ExecutorUnavailable(f"model {self.key} could not be run now: {_first_line(error)}") from error
         except errors.OpError as error:
             raise BadModelOutput(f"model {self.key} failed: {_first_line(error)}") from error
-        for name, array in (("outputs", result.outputs), ("state", result.state)):
+        for name, array in zip(_STEP_OUTPUTS, arrays, strict=True):
             if array.dtype != np.float32:
                 raise BadModelOutput(f"model {self.key} answered {name} of {array.dtype}; expected float32")
-        return result
+        # Here they are in this core's cache; whoever hands them out sits on another.
+        return StepBatchResult(*arrays, finite=all_finite(*arrays))
 
     def _tensor(self, array: npt.NDArray[Any]) -> Any:
         """A tensor on the array's own memory where that is aligned as TensorFlow wants it; else on a copy."""

@@ -95,3 +95,13 @@ def test_an_empty_batch_is_of_zeros_but_for_its_states():
             getattr(batch, field)[...] = number
         for number, field in enumerate(FIELDS):  # none lies on another
             assert (getattr(batch, field) == getattr(batch, field).dtype.type(number)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("steps", [3, 4], ids=["plain", "compiled"])
+def test_a_result_says_whether_all_of_it_is_finite(model, steps, value):
+    batch = aligned(random_batch(64, steps))
+    assert model.run(batch).finite
+    batch.reset[63] = False
+    batch.state[63, WIDTH - 1] = value
+    assert not model.run(batch).finite
