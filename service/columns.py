@@ -12,6 +12,8 @@ from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 
 def steps_in(message: pb.StreamStepsRequest | pb.StreamStepsResponse) -> int:
     """How many steps a message has, or the results of how many."""
+    if not message.columns:
+        return len(message.requests if isinstance(message, pb.StreamStepsRequest) else message.responses)
     if isinstance(message, pb.StreamStepsRequest):
         return len(message.requests) + sum([_longest(columns) for columns in message.columns])
     return len(message.responses) + sum([len(columns.request_ids) for columns in message.columns])

@@ -132,7 +132,8 @@ class Lane:
             self._short_until = self._clock() + self._policy.shared_seconds
         (self._short if short else self._long).append(item)
         item.waits = True
-        self._filled.set()
+        if not self._filled.is_set():
+            self._filled.set()
 
     def left(self) -> None:
         """Somebody gave up a row that waits: its place in the queue is let go soon."""

@@ -93,6 +93,7 @@ class StepStream:
         self._done: deque[tuple[pb.StreamStepsResponse, int, int]] = deque()  # with their bytes and steps
         self._done_bytes = 0
         self._wake = asyncio.Event()
+        self._full = False  # as ``_room`` says
         self._room = asyncio.Event()
         self._room.set()
 
@@ -144,7 +145,9 @@ class StepStream:
     async def _take(self, requests: Sequence[pb.StepRequest], refused: ServiceError | None) -> None:
         at = 0
         while at < len(requests):
-            end = at + await self._room_for(len(requests) - at)
+            if self._full:
+                await self._room.wait()
+            end = at + self._count_in(len(requests) - at)
             if refused is not None:
                 self._refuse_all(requests[at:end], refused)
             else:
@@ -164,14 +167,14 @@ class StepStream:
             return
         at = 0
         while at < steps:
-            end = at + await self._room_for(steps - at)
+            if self._full:
+                await self._room.wait()
+            end = at + self._count_in(steps - at)
             self._start_columns(columns if end - at == steps else part_of(columns, at, end))
             at = end
 
-    async def _room_for(self, steps: int) -> int:
-        """Waits until there is room; returns how many of the steps there is room for, and counts them in."""
-        if not self._room.is_set():
-            await self._room.wait()
+    def _count_in(self, steps: int) -> int:
+        """Counts in as many of the steps as there is room for, one at the least; returns how many."""
         count = min(steps, max(1, self._max_steps - self._steps))
         self._steps += count
         self._mind_room()
@@ -270,15 +273,18 @@ class StepStream:
         return message
 
     def _mind_room(self) -> None:
-        if self._done_bytes >= _UNTAKEN_BYTES or self._steps >= self._max_steps:
-            self._room.clear()
-        else:
-            self._room.set()
+        full = self._done_bytes >= _UNTAKEN_BYTES or self._steps >= self._max_steps
+        if full is not self._full:
+            self._full = full
+            if full:
+                self._room.clear()
+            else:
+                self._room.set()
 
 
 def _of_different_sessions(requests: Sequence[pb.StepRequest]) -> Iterator[Sequence[pb.StepRequest]]:
     """Cuts steps up, in their order, so that in no part there are two of one session."""
-    if len({request.session_id for request in requests}) == len(requests):
+    if len(requests) == 1 or len({request.session_id for request in requests}) == len(requests):
         yield requests
         return
     begin, seen = 0, set[str]()
