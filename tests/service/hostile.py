@@ -58,6 +58,7 @@ def seeds(rng):
         (SERVICE + "Step", step),
         (SERVICE + "BatchStep", pb.BatchStepRequest(requests=[step] * 3)),
         (SERVICE + "StreamSteps", pb.StreamStepsRequest(requests=[step] * 3, cancel=["r"])),
+        (SERVICE + "StreamSteps", pb.StreamStepsRequest(columns=[columns_of(step)] * 2, cancel=["r"])),
         (SERVICE + "CreateSession", pb.CreateSessionRequest(session_id=name, model=SPEC, ttl=second)),
         (SERVICE + "GetSession", pb.GetSessionRequest(session_id=name)),
         (SERVICE + "InspectSession", pb.InspectSessionRequest(session_id=name)),
@@ -69,6 +70,16 @@ def seeds(rng):
         (MODELS + "GetModel", model_pb.GetModelRequest(name="sums")),
         (MODELS + "ListModels", model_pb.ListModelsRequest()),
     ]
+
+
+def columns_of(step):
+    """The same step twice, of two sessions, as columns."""
+    columns = pb.StepColumns(request_ids=["r", "q"], session_ids=VICTIMS, positions=[step.position] * 2)
+    columns.inputs.CopyFrom(step.inputs)
+    columns.inputs.shape.insert(0, 2)
+    columns.inputs.content *= 2
+    columns.timeout.CopyFrom(step.timeout)
+    return columns
 
 
 def broken(rng, data):
@@ -110,13 +121,24 @@ _steps = st.builds(
     inputs=_tensors,
     timeout=st.none() | _durations,
 )
+_columns = st.builds(
+    pb.StepColumns,
+    request_ids=st.lists(_names, max_size=3),
+    session_ids=st.lists(_names, max_size=3),
+    positions=st.lists(_int64, max_size=3),
+    inputs=_tensors,
+    timeout=st.none() | _durations,
+)
 _models = st.builds(pb.ModelSpec, name=st.just("sums") | _names, version=st.none() | _int64)
 _ttl = st.none() | _durations
 SENSELESS = {
     SERVICE + "Step": _steps,
     SERVICE + "BatchStep": st.builds(pb.BatchStepRequest, requests=st.lists(_steps, max_size=4)),
     SERVICE + "StreamSteps": st.builds(
-        pb.StreamStepsRequest, requests=st.lists(_steps, max_size=4), cancel=st.lists(_names, max_size=3)
+        pb.StreamStepsRequest,
+        requests=st.lists(_steps, max_size=4),
+        cancel=st.lists(_names, max_size=3),
+        columns=st.lists(_columns, max_size=3),
     ),
     SERVICE + "CreateSession": st.builds(pb.CreateSessionRequest, session_id=_names, model=_models, ttl=_ttl),
     SERVICE + "ListSessions": st.builds(pb.ListSessionsRequest, page_size=_int32, page_token=_names),
