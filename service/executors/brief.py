@@ -1,14 +1,19 @@
 """Runs that are over sooner than another thread would have begun them."""
 
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable
 
-# Seconds of CPU. To hand a run to a thread and its result back takes two wake-ups, about as long; and what takes that
-# in a thread that has just been woken up takes a third of it without.
-_BRIEF_S = 300e-6
+# Seconds of CPU. To hand a run to a thread and its result back takes two wake-ups, some tenths of a millisecond; and
+# what takes this long in a thread that has just been woken up takes half of it without.
+_BRIEF_S = 600e-6
 # So many runs have to have been brief before the next one is taken for granted.
 _SEEN = 8
 # What a run took is forgotten by so much at the next one: after a long one it takes some dozens of brief ones.
 _DECAY = 0.9
+# Seconds over which it is seen how much a thread has to do.
+_WINDOW_S = 0.02
+# A thread that works for more of the time than this has none left.
+_BUSY = 0.7
 
 
 class BriefRuns:
@@ -29,3 +34,36 @@ class BriefRuns:
         """Whether the next one may be run where it is, without another thread."""
         took, seen = self._took.get(kind, (0.0, 0))
         return seen >= _SEEN and took <= _BRIEF_S
+
+
+class Load:
+    """How much a thread has to do beside the runs that it may leave to others. Asked by that thread alone.
+
+    Args:
+        cpu: Seconds that the thread has worked.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, cpu: Callable[[], float] = time.thread_time, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cpu = cpu
+        self._clock = clock
+        self._since = -_WINDOW_S
+        self._worked = 0.0
+        self._runs = 0.0
+        self._busy = True  # until something is known
+
+    def ran(self, seconds: float) -> None:
+        """The thread has made a run that it might have left to others."""
+        self._runs += seconds
+
+    def busy(self) -> bool:
+        """Whether it had next to no time left lately."""
+        now = self._clock()
+        past = now - self._since
+        if past >= _WINDOW_S:
+            worked = self._cpu()
+            self._busy = worked - self._worked - self._runs > _BUSY * past
+            self._since, self._worked, self._runs = now, worked, 0.0
+        return self._busy

@@ -14,7 +14,7 @@ from typing import ParamSpec, TypeVar
 import numpy as np
 
 from service.errors import ExecutorUnavailable, ModelLoadError, ModelVersionUnavailable, ServiceError
-from service.executors.brief import BriefRuns
+from service.executors.brief import BriefRuns, Load
 from service.executors.compiler import Compiler
 from service.executors.model_directory import Found, find_versions
 from service.executors.saved_model import SavedModel
@@ -28,8 +28,10 @@ _RUN_ROWS = 64
 # A batch of less than that, in rows x time steps, is not worth a second thread.
 _SPLIT_CELLS = 1024
 _LEAST_ROWS = 16
-# Runs of more rows x time steps than that are not looked at: they are not brief.
-_BRIEF_CELLS = 4
+# Batches of that many rows x time steps may run on the event loop's own thread; larger ones are not brief.
+_BRIEF_CELLS = 64
+# So many even if it has a lot to do: for them another thread takes longer than it saves.
+_LEAST_CELLS = 4
 # Below the thread that answers: it has a little to do for each step, these have a lot to do for many.
 _NICENESS = 5
 # How long closing waits for a step that is under way; it cannot be interrupted.
@@ -84,6 +86,7 @@ class EmbeddedExecutor:
         self._closed = False
         self._runs = 0  # under way, or waiting for a thread
         self._brief = BriefRuns()
+        self._own_work = Load()  # of the event loop's thread
 
     @property
     def max_in_flight(self) -> int:
@@ -176,20 +179,25 @@ class EmbeddedExecutor:
         return asyncio.ensure_future(_joined(runs))
 
     def _may_run_here(self, model: SavedModel, batch: StepBatch, steps: int) -> bool:
-        """Whether a batch is over sooner than a thread would have begun it.
+        """Whether a batch is over sooner than a thread would have begun it, and nothing else has to be done meanwhile.
 
         Only what is compiled, for this processor: it has no operation that could wait for anything, so it cannot hold
         up the event loop.
         """
         rows, most = batch.inputs.shape[:2]
-        return model.on_cpu and model.is_compiled(rows, most) and self._brief.expected((model.key, rows, steps))
+        if rows * steps > _BRIEF_CELLS or not (model.on_cpu and model.is_compiled(rows, most)):
+            return False
+        busy = self._own_work.busy()
+        return (not busy or rows * steps <= _LEAST_CELLS) and self._brief.expected((model.key, rows, steps))
 
     def _run_here(self, model: SavedModel, batch: StepBatch, steps: int) -> asyncio.Future[StepBatchResult]:
         run: asyncio.Future[StepBatchResult] = asyncio.get_running_loop().create_future()
+        began = time.thread_time()
         try:
             run.set_result(self._timed_run(model, batch, steps))
         except ServiceError as error:
             run.set_exception(error)
+        self._own_work.ran(time.thread_time() - began)
         return run
 
     def _start_run(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.errors import BadModelOutput
-from service.executors.brief import BriefRuns
+from service.executors.brief import BriefRuns, Load
 from service.executors.embedded import EmbeddedExecutor
 from service.executors.saved_model import SavedModel
 from service.types import StepBatch, StepBatchResult, VersionKey
@@ -26,11 +26,41 @@ def test_a_kind_is_brief_once_enough_of_its_runs_were_and_until_one_was_not() ->
     assert runs.expected("a")
     assert not runs.expected("b")
     runs.note("a", 0.03)
-    for _ in range(43):  # 0.03 * 0.9 ** 43 is still more than 0.3 ms
+    for _ in range(37):  # 0.03 * 0.9 ** 37 is still more than 0.6 ms
         assert not runs.expected("a")
         runs.note("a", 50e-6)
     runs.note("a", 50e-6)
     assert runs.expected("a")
+
+
+class Work:
+    """A thread's clocks, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = self.worked = 100.0
+
+    def load(self) -> Load:
+        return Load(cpu=lambda: self.worked, clock=lambda: self.now)
+
+    def pass_time(self, seconds: float, share: float) -> None:
+        self.now += seconds
+        self.worked += share * seconds
+
+
+def test_a_thread_is_busy_while_it_works_most_of_the_time_beside_what_it_might_leave_to_others() -> None:
+    work = Work()
+    load = work.load()
+    load.busy()
+    busy = []
+    for share, runs in ((0.6, 0.0), (0.8, 0.0), (0.8, 0.2), (0.95, 0.1), (0.0, 0.0)):
+        work.pass_time(0.05, share)
+        load.ran(runs * 0.05)
+        busy.append(load.busy())
+    assert busy == [False, True, False, True, False]
+    work.pass_time(0.01, 1.0)
+    assert not load.busy()  # it is too early to say anything else
+    work.pass_time(0.01, 1.0)
+    assert load.busy()
 
 
 def batch_of(rows: int, steps: int = 1) -> StepBatch:
@@ -69,6 +99,8 @@ class Threads:
 async def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedExecutor]:
     # What a run takes on a machine that does other things is not for a test to say.
     monkeypatch.setattr("service.executors.brief._BRIEF_S", 30.0)
+    monkeypatch.setattr("service.executors.brief._BUSY", 2.0)
+    monkeypatch.setattr("service.executors.embedded._BRIEF_CELLS", 8)
     export_sums(tmp_path)
     executor = EmbeddedExecutor(tmp_path, max_batch_size=8, max_steps=4, threads=1)
     await executor.start()
@@ -91,6 +123,21 @@ async def test_brief_batches_run_where_they_are_and_give_the_same(
         large = batch_of(8, 2)
         assert_close(await executor.step(KEY, large), expected(large))
     assert threads.here == 5
+
+
+async def test_a_thread_that_has_a_lot_to_do_runs_the_smallest_batches_alone(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.executors.brief._BUSY", -1.0)
+    threads = Threads(monkeypatch)
+    for rows in (1, 8):
+        for _ in range(10):
+            await executor.step(KEY, batch_of(rows))
+    assert (threads.elsewhere, threads.here) == (18, 2)
+    monkeypatch.setattr("service.executors.brief._WINDOW_S", 0.0)
+    monkeypatch.setattr("service.executors.brief._BUSY", 2.0)
+    await executor.step(KEY, batch_of(8))
+    assert threads.here == 3
 
 
 async def test_beside_a_batch_that_runs_in_a_thread_a_brief_one_goes_to_a_thread_too(
