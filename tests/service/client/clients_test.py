@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.client import GatewayError, ModelNotFound, PositionMismatch, PrecedingStepFailed, SessionNotFound
+from service.types import StepBatchResult
 from tests.service.support import random_inputs, run_whole
 
 
@@ -165,7 +166,7 @@ def test_a_model_that_answers_nonsense_is_an_error_and_nothing_is_lost(client, g
     def nan(batch):
         gateway.executor.fault = None
         result = np.full((*batch.inputs.shape[:2], 3), np.nan, np.float32)
-        return type("Result", (), {"outputs": result, "state": batch.state})
+        return StepBatchResult(result, batch.state)
 
     gateway.executor.fault = nan
     error = refused(session.step, random_inputs(2))
