@@ -23,6 +23,9 @@ MEMORY = "service/sessions/memory.py"
 SESSIONS = "service/sessions/__init__.py"
 ENGINE = "service/engine.py"
 EXPRESS = "service/express.py"
+COLUMNS = "service/columns.py"
+ALIKE = "service/alike.py"
+PIPELINE = "service/client/pipeline.py"
 BLOB = "service/sessions/blob.py"
 STORE = "service/sessions/redis/store.py"
 COMMIT = "service/sessions/redis/scripts/commit.lua"
@@ -56,7 +59,7 @@ MUTANTS = (
     Mutant(
         "memory: no compare-and-set",
         MEMORY,
-        "if session.token != commit.token:",
+        "if session.token != ran_on:",
         "if False:",
         f"{CONTRACT}test_of_many_commits_on_one_session_one_is_written[memory]",
     ),
@@ -77,8 +80,8 @@ MUTANTS = (
     Mutant(
         "memory: compares the position instead of the token",
         MEMORY,
-        "if session.token != commit.token:",
-        "if session.position != commit.begin:",
+        "if session.token != ran_on:",
+        "if session.position != begin:",
         f"{CONTRACT}test_a_commit_does_not_reach_a_session_that_was_made_anew[memory]",
     ),
     Mutant(
@@ -142,15 +145,15 @@ MUTANTS = (
     Mutant(
         "express: does not look whether a step is the next",
         EXPRESS,
-        "if session is None or judge(session, position, digest) is not Verdict.RUN:",
-        "if session is None:",
+        "if session is not None and key not in held and (position is None or position == session.position)",
+        "if session is not None and key not in held",
         f"{PROTOCOL}test_exactly_once_over_memory",
     ),
     Mutant(
         "express: of steps that go together, one gets the state of another",
         EXPRESS,
-        "zip(rows, sessions, outputs, states, strict=True)",
-        "zip(rows, sessions, outputs, states[::-1], strict=True)",
+        "zip(places, sessions, outputs, states, strict=True)",
+        "zip(places, sessions, outputs, states[::-1], strict=True)",
         f"{PROTOCOL}test_exactly_once_over_memory",
     ),
     Mutant(
@@ -159,6 +162,48 @@ MUTANTS = (
         "        if steps.gone:\n",
         "        if False:\n",
         "tests/service/express_test.py::test_of_steps_that_go_together_one_may_be_given_up_and_one_fail",
+    ),
+    Mutant(
+        "express: steps a session whose turn another step has",
+        EXPRESS,
+        "if session is not None and key not in held and (position",
+        "if session is not None and (position",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "columns: results are named from the front, whichever steps they are of",
+        ALIKE,
+        "else [self.names[place] for place in places]",
+        "else self.names[: len(places)]",
+        "tests/service/columns_test.py::test_results_are_rendered_in_blocks_that_fit_a_message",
+    ),
+    Mutant(
+        "columns: a step that goes by itself takes the inputs of the first",
+        COLUMNS,
+        "tensor.content[at * each : (at + 1) * each]",
+        "tensor.content[:each]",
+        "tests/service/columns_test.py::test_columns_are_read_as_their_requests_are",
+    ),
+    Mutant(
+        "columns: two steps of one session in the same columns run side by side",
+        "service/step_stream.py",
+        "if len(sessions) == len(columns.session_ids) and sessions.isdisjoint(self._in_tasks):",
+        "if sessions.isdisjoint(self._in_tasks):",
+        "tests/service/columns_test.py::test_the_same_step_twice_among_columns_is_applied_once_and_answered_twice",
+    ),
+    Mutant(
+        "client: columns go to a gateway that has not said that it takes them",
+        PIPELINE,
+        "columns=stream == self._columns_on",
+        "columns=True",
+        "tests/service/client/columns_test.py::test_a_gateway_that_does_not_say_so_gets_no_columns_and_a_new_stream_begins_without",
+    ),
+    Mutant(
+        "client: takes a result for a step that ends elsewhere",
+        PIPELINE,
+        "            if position == end:\n",
+        "            if True:\n",
+        "tests/service/client/columns_test.py::test_results_that_make_no_sense_fail_their_steps_and_nothing_else",
     ),
     Mutant(
         "memory: a commit makes a session that is not there",

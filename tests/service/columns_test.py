@@ -119,6 +119,22 @@ async def test_what_is_wrong_with_one_of_the_steps_is_its_own():
         }
 
 
+async def test_the_same_step_twice_among_columns_is_applied_once_and_answered_twice():
+    inputs = np.stack([random_inputs(2)] * 3)
+    async with running_gateway() as running:
+        for name in "ab":
+            await running.create(name)
+        columns = columns_of(["a", "b", "a"], inputs, ids=["1", "2", "3"])
+        async with asyncio.timeout(20):
+            results, failed, single = results_of(await stream(running, message_of(columns)))
+        results.update(single)
+        assert (sorted(results), failed) == (["1", "2", "3"], {})
+        for position, outputs in results.values():
+            assert position == 2
+            np.testing.assert_array_equal(outputs, run_whole(inputs[0])[0])
+        assert (await running.stub.GetSession(pb.GetSessionRequest(session_id="a"))).position == 2
+
+
 async def test_a_value_that_is_not_finite_fails_its_step_alone():
     inputs = np.stack([random_inputs(2, seed) for seed in range(3)])
     inputs[1, 1, 0] = np.nan
