@@ -12,8 +12,11 @@ _SEEN = 8
 _DECAY = 0.9
 # Seconds over which it is seen how much a thread has to do.
 _WINDOW_S = 0.02
-# A thread that works for more of the time than this has none left.
-_BUSY = 0.7
+# Of so many rows or more a batch is worth its price as it is. Smaller ones grow while another one runs in a thread.
+_MANY_ROWS = 16
+# Shares of the time that a thread may have worked: all of it for a small batch, all but such runs for a large one.
+_MOST_WORK = 0.75
+_MOST_OWN_WORK = 0.75
 
 
 class BriefRuns:
@@ -37,7 +40,7 @@ class BriefRuns:
 
 
 class Load:
-    """How much a thread has to do beside the runs that it may leave to others. Asked by that thread alone.
+    """How much a thread has to do, with the runs that it might leave to others and without. Asked by that thread alone.
 
     Args:
         cpu: Seconds that the thread has worked.
@@ -52,18 +55,20 @@ class Load:
         self._since = -_WINDOW_S
         self._worked = 0.0
         self._runs = 0.0
-        self._busy = True  # until something is known
+        # Shares of the last window; too much until something is known.
+        self._all = self._own = 1.0
 
     def ran(self, seconds: float) -> None:
         """The thread has made a run that it might have left to others."""
         self._runs += seconds
 
-    def busy(self) -> bool:
-        """Whether it had next to no time left lately."""
+    def leaves_time(self, rows: int) -> bool:
+        """Whether it should make a run of so many rows itself, as far as its other work goes."""
         now = self._clock()
         past = now - self._since
         if past >= _WINDOW_S:
             worked = self._cpu()
-            self._busy = worked - self._worked - self._runs > _BUSY * past
+            self._all = (worked - self._worked) / past
+            self._own = (worked - self._worked - self._runs) / past
             self._since, self._worked, self._runs = now, worked, 0.0
-        return self._busy
+        return self._own <= _MOST_OWN_WORK if rows >= _MANY_ROWS else self._all <= _MOST_WORK

@@ -30,8 +30,6 @@ _SPLIT_CELLS = 1024
 _LEAST_ROWS = 16
 # Batches of that many rows x time steps may run on the event loop's own thread; larger ones are not brief.
 _BRIEF_CELLS = 64
-# So many even if it has a lot to do: for them another thread takes longer than it saves.
-_LEAST_CELLS = 4
 # Below the thread that answers: it has a little to do for each step, these have a lot to do for many.
 _NICENESS = 5
 # How long closing waits for a step that is under way; it cannot be interrupted.
@@ -86,7 +84,7 @@ class EmbeddedExecutor:
         self._closed = False
         self._runs = 0  # under way, or waiting for a thread
         self._brief = BriefRuns()
-        self._own_work = Load()  # of the event loop's thread
+        self._load_here = Load()  # of the event loop's thread
 
     @property
     def max_in_flight(self) -> int:
@@ -187,8 +185,7 @@ class EmbeddedExecutor:
         rows, most = batch.inputs.shape[:2]
         if rows * steps > _BRIEF_CELLS or not (model.on_cpu and model.is_compiled(rows, most)):
             return False
-        busy = self._own_work.busy()
-        return (not busy or rows * steps <= _LEAST_CELLS) and self._brief.expected((model.key, rows, steps))
+        return self._load_here.leaves_time(rows) and self._brief.expected((model.key, rows, steps))
 
     def _run_here(self, model: SavedModel, batch: StepBatch, steps: int) -> asyncio.Future[StepBatchResult]:
         run: asyncio.Future[StepBatchResult] = asyncio.get_running_loop().create_future()
@@ -197,7 +194,7 @@ class EmbeddedExecutor:
             run.set_result(self._timed_run(model, batch, steps))
         except ServiceError as error:
             run.set_exception(error)
-        self._own_work.ran(time.thread_time() - began)
+        self._load_here.ran(time.thread_time() - began)
         return run
 
     def _start_run(

@@ -47,20 +47,21 @@ class Work:
         self.worked += share * seconds
 
 
-def test_a_thread_is_busy_while_it_works_most_of_the_time_beside_what_it_might_leave_to_others() -> None:
+def test_large_runs_may_fill_the_time_that_a_thread_has_left_and_small_ones_may_not() -> None:
     work = Work()
     load = work.load()
-    load.busy()
-    busy = []
-    for share, runs in ((0.6, 0.0), (0.8, 0.0), (0.8, 0.2), (0.95, 0.1), (0.0, 0.0)):
+    assert not load.leaves_time(1)  # nothing is known yet
+    assert not load.leaves_time(64)
+    seen = []
+    for share, runs in ((0.6, 0.0), (0.8, 0.0), (0.8, 0.2), (0.99, 0.4), (0.99, 0.1), (0.0, 0.0)):
         work.pass_time(0.05, share)
         load.ran(runs * 0.05)
-        busy.append(load.busy())
-    assert busy == [False, True, False, True, False]
+        seen.append((load.leaves_time(1), load.leaves_time(64)))
+    assert seen == [(True, True), (False, False), (False, True), (False, True), (False, False), (True, True)]
     work.pass_time(0.01, 1.0)
-    assert not load.busy()  # it is too early to say anything else
+    assert load.leaves_time(1)  # it is too early to say anything else
     work.pass_time(0.01, 1.0)
-    assert load.busy()
+    assert not load.leaves_time(1)
 
 
 def batch_of(rows: int, steps: int = 1) -> StepBatch:
@@ -99,7 +100,8 @@ class Threads:
 async def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedExecutor]:
     # What a run takes on a machine that does other things is not for a test to say.
     monkeypatch.setattr("service.executors.brief._BRIEF_S", 30.0)
-    monkeypatch.setattr("service.executors.brief._BUSY", 2.0)
+    monkeypatch.setattr("service.executors.brief._MOST_WORK", 2.0)
+    monkeypatch.setattr("service.executors.brief._WINDOW_S", 0.0)
     monkeypatch.setattr("service.executors.embedded._BRIEF_CELLS", 8)
     export_sums(tmp_path)
     executor = EmbeddedExecutor(tmp_path, max_batch_size=8, max_steps=4, threads=1)
@@ -125,19 +127,17 @@ async def test_brief_batches_run_where_they_are_and_give_the_same(
     assert threads.here == 5
 
 
-async def test_a_thread_that_has_a_lot_to_do_runs_the_smallest_batches_alone(
+async def test_a_thread_that_has_a_lot_to_do_leaves_them_to_others(
     executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.executors.brief._BUSY", -1.0)
+    monkeypatch.setattr("service.executors.brief._MOST_WORK", -1.0)
     threads = Threads(monkeypatch)
-    for rows in (1, 8):
-        for _ in range(10):
-            await executor.step(KEY, batch_of(rows))
-    assert (threads.elsewhere, threads.here) == (18, 2)
-    monkeypatch.setattr("service.executors.brief._WINDOW_S", 0.0)
-    monkeypatch.setattr("service.executors.brief._BUSY", 2.0)
-    await executor.step(KEY, batch_of(8))
-    assert threads.here == 3
+    for _ in range(10):
+        await executor.step(KEY, batch_of(1))
+    assert (threads.elsewhere, threads.here) == (10, 0)
+    monkeypatch.setattr("service.executors.brief._MOST_WORK", 2.0)
+    await executor.step(KEY, batch_of(1))
+    assert threads.here == 1
 
 
 async def test_beside_a_batch_that_runs_in_a_thread_a_brief_one_goes_to_a_thread_too(
