@@ -27,6 +27,8 @@ def section(results):
         "|---|---|---|---|---|---|",
         *(_row(case) for case in results["gateway"] if case["mode"] != "open"),
         "",
+        "Brief batches run on the gateway's own thread: their CPU is in its column.",
+        "",
         "| open loop, Poisson, 256 sessions | answered a second | p50 ms | p90 ms | p99 ms |",
         "|---|---|---|---|---|",
         *(_open_row(case) for case in results["gateway"] if case["mode"] == "open"),
