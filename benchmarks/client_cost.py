@@ -32,14 +32,17 @@ TARGET_US = 20.0  # CPU microseconds a step, where at least 64 steps share a mes
 
 
 class Echo(sequence_service_pb2_grpc.SequenceServiceServicer):
-    """Answers a step with its inputs."""
+    """Answers a step with its inputs; takes columns unless the client is to send requests."""
+
+    def __init__(self, *, columns):
+        self._columns = columns
 
     async def CreateSession(self, request, context):
         return pb.Session(session_id=request.session_id, model=request.model)
 
     async def StreamSteps(self, request_iterator, context):
         async for message in request_iterator:
-            answer = pb.StreamStepsResponse(takes_columns=True)
+            answer = pb.StreamStepsResponse(takes_columns=self._columns)
             for columns in message.columns:
                 answer.columns.add(
                     request_ids=columns.request_ids,
@@ -56,9 +59,9 @@ class Echo(sequence_service_pb2_grpc.SequenceServiceServicer):
             yield answer
 
 
-async def serve():
+async def serve(*, columns):
     server = grpc.aio.server()
-    sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(Echo(), server)
+    sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(Echo(columns=columns), server)
     print(server.add_insecure_port("127.0.0.1:0"), flush=True)
     await server.start()
     await server.wait_for_termination()
@@ -128,12 +131,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="time for each figure (default: 1)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--requests", action="store_true", help="not columns: a request for each step")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve())
+        asyncio.run(serve(columns=not options.requests))
         return 0
-    server = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, "--serve", *(["--requests"] if options.requests else [])]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         target = f"127.0.0.1:{server.stdout.readline().strip()}"
         results = []
