@@ -115,16 +115,17 @@ def print_table(run: Path, rows: Sequence[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=str(run))
-    headings = ["size", "sequences", "bits", "wrong", "median", "right %", "loss, bits", "exact %"]
+    # How many is said above: as a column of its own it made the table wider than many terminals.
+    table = Table(title=f"{run}, {rows[0].sequences:,} sequences of each size")
+    headings = ["size", "bits", "wrong", "median", "right %", "loss, bits", "exact %"]
     known = any(row.optimal_bits is not None for row in rows)
     for heading in [*headings, "optimum"] if known else headings:
         table.add_column(heading, justify="right")
-    for size, sequences, asked, wrong, median, loss, exact, optimal in rows:
+    for size, _, asked, wrong, median, loss, exact, optimal in rows:
         right = f"{100 * (1 - wrong / asked):.3f}"
         cells = (f"{asked:.0f}", f"{wrong:.4f}", f"{median:g}", right, f"{loss:.3f}", f"{100 * exact:.1f}")
         best = () if optimal is None else (f"{optimal:.3f}",)
-        table.add_row("x".join(map(str, size)), str(sequences), *cells, *best)
+        table.add_row("x".join(map(str, size)), *cells, *best)
     Console().print(table)
 
 

@@ -18,6 +18,8 @@ from matplotlib import pyplot as plt
 
 # Runs that are so much longer than others would squeeze them into the edge of the picture.
 _MUCH_LONGER = 5
+# What lies within one is told apart as well, and labelled more plainly, without a logarithm.
+_DECADE = 10
 
 
 def learning_curves(run_dirs: Sequence[Path], path: Path) -> None:
@@ -26,7 +28,7 @@ def learning_curves(run_dirs: Sequence[Path], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for number, run_dir in enumerate(run_dirs):
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        ends.append(lines[-1]["sequences"])
+        ends.extend(line["sequences"] for line in lines[-1:])
         attempts = sorted({line["attempt"] for line in lines})
         for attempt in attempts:
             part = [line for line in lines if line["attempt"] == attempt and line["bits_per_sequence"] is not None]
@@ -34,8 +36,11 @@ def learning_curves(run_dirs: Sequence[Path], path: Path) -> None:
             last = attempt == attempts[-1]
             style = {"label": run_dir.name, "alpha": 1.0} if last else {"alpha": 0.35}
             axes.plot(sequences, loss, color=f"C{number}", linewidth=1.4, **style)
-    axes.set(xlabel="sequences trained on", ylabel="loss, bits a sequence", yscale="log", title="Learning curves")
-    if max(ends) > _MUCH_LONGER * min(ends):
+    axes.set(xlabel="sequences trained on", ylabel="loss, bits a sequence", title="Learning curves")
+    lowest, highest = axes.dataLim.intervaly
+    if highest > _DECADE * lowest:
+        axes.set(yscale="log")
+    if ends and max(ends) > _MUCH_LONGER * min(ends):
         axes.set(xscale="log")
     axes.legend()
     _save(figure, path)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,15 @@ def test_the_table_is_printed_and_kept_and_the_pictures_are_drawn(runs, capsys):
         assert picture.stat().st_size > 10_000
         assert picture.name in told
     assert not list((runs / "lstm").glob("*.png"))
+
+
+def test_the_whole_table_fits_into_a_terminal_of_eighty_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    row = Row((20, 16), 1000, 1809.0, 1335.1234, 335.5, 13518.125, 0.125, 131.379)
+    evaluate.print_table(Path("results/priority-sort-ntm-lstm"), [row])
+    told = capsys.readouterr().out
+    for cell in ("20x16", "1,000 sequences", "1809", "1335.1234", "335.5", "26.196", "13518.125", "12.5", "131.379"):
+        assert cell in told
 
 
 def test_the_same_seed_gives_the_same_table_also_from_nothing_but_the_network(runs, tmp_path):
