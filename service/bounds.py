@@ -6,6 +6,7 @@ message bounds that: everything below takes about the room that it has on the wi
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -23,12 +24,12 @@ class Unparsed:
     """Stands in for a message that was not parsed. It has no step that could be refused by itself.
 
     Attributes:
-        error: What its sender is told.
+        error: Makes what its sender is told. An error that is raised holds who raised it, and so would hold this.
     """
 
     requests = columns = ()
 
-    def __init__(self, error: ServiceError) -> None:
+    def __init__(self, error: Callable[[], ServiceError]) -> None:
         self.error = error
 
 
@@ -37,11 +38,11 @@ def bounded(parse: Callable[[bytes], Any], max_fields: int) -> Callable[[bytes],
 
     def parse_bounded(data: bytes) -> Any:
         if len(data) > _HARMLESS_BYTES and has_more_fields(data, max_fields):
-            return Unparsed(MessageTooLarge(f"the message has more than {max_fields} steps", limit=max_fields))
+            return Unparsed(partial(MessageTooLarge, f"the message has more than {max_fields} steps", limit=max_fields))
         try:
             return parse(data)
         except DecodeError as error:
-            return Unparsed(InvalidArgument(f"the message cannot be read: {error}", field=""))
+            return Unparsed(partial(InvalidArgument, f"the message cannot be read: {error}", field=""))
 
     return parse_bounded
 
@@ -49,7 +50,7 @@ def bounded(parse: Callable[[bytes], Any], max_fields: int) -> Callable[[bytes],
 def check_parsed(message: object) -> None:
     """Raises what is wrong with a message that was not parsed."""
     if isinstance(message, Unparsed):
-        raise message.error
+        raise message.error()
 
 
 def has_more_fields(data: bytes, limit: int) -> bool:

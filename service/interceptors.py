@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import grpc
 from grpc_status import rpc_status
@@ -93,8 +92,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     check_parsed(request)
                     response = await behavior(request, context)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the table has a status for it
-                    request = None  # see `abort`
-                    await call.abort(error, context)
+                    call.fail(error, context)
+                    return None
                 call.code = "OK"
                 return response
 
@@ -108,7 +107,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     async for response in behavior(requests, context):
                         yield response
                 except Exception as error:  # noqa: BLE001 - as above
-                    await call.abort(error, context)
+                    call.fail(error, context)
+                    return
                 call.code = "OK"
 
         return answer
@@ -140,8 +140,12 @@ class _Call:
         self.caller = ""
         self.code = ""  # until there is another, it was cancelled
 
-    async def abort(self, error: Exception, context: _Context) -> NoReturn:
-        """Answers with the status of an error."""
+    def fail(self, error: Exception, context: _Context) -> None:
+        """Has the call end with the status of an error once its handler returns; what that returns is not sent.
+
+        Not ``context.abort``: what that raises, gRPC keeps, in a cycle of references with the frames that it passed,
+        and all that these hold of a call waits for the garbage collector.
+        """
         if isinstance(error, grpc.aio.AbortError):  # the handler has already answered
             self.code = context.code().name if isinstance(context.code(), grpc.StatusCode) else "UNKNOWN"
             raise error
@@ -149,13 +153,11 @@ class _Call:
         self._reason = reason_of(error)
         if not isinstance(error, ServiceError):
             _log.error("%s failed", self._method, exc_info=error)
-        # gRPC keeps the exception that ends a call, in a cycle of references that waits for the garbage collector: it
-        # must not keep the frames below it, which hold the request.
-        traceback.clear_frames(error.__traceback__)
         status = rpc_status.to_status(status_of(error))
         self.code = status.code.name
-        await context.abort(status.code, status.details, status.trailing_metadata)
-        raise AssertionError("abort returned")
+        context.set_code(status.code)
+        context.set_details(status.details)
+        context.set_trailing_metadata(status.trailing_metadata)
 
     def __enter__(self) -> Self:
         self._began = time.perf_counter()

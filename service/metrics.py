@@ -69,9 +69,9 @@ class Histogram:
         self.add = self._pending.append
         self.extend = self._pending.extend
 
-    def settle(self) -> None:
-        """Sorts what was added into its buckets, where it has become much. For the thread that adds."""
-        if len(self._pending) >= _SETTLE_AT:
+    def settle(self, at_least: int = _SETTLE_AT) -> None:
+        """Sorts what was added into its buckets, where it has become so much. For the thread that adds."""
+        if len(self._pending) >= at_least:
             with self._lock:
                 self._counts, self._total = self._with(self._pending)
                 self._pending.clear()
@@ -253,7 +253,12 @@ class Metrics(Observer, Collector):
     def loop_late(self, seconds: float) -> None:
         """See ``Observer.loop_late``."""
         self._late.add(seconds)
-        self._late.settle()
+        # Values that are kept for long lie among all that was freed since, which cannot be given back for them.
+        for numbers in self._versions.values():
+            for histogram in numbers.histograms:
+                histogram.settle(at_least=1)
+        for histogram in (self._late, *self._call_seconds.values()):
+            histogram.settle(at_least=1)
 
     def collect(self) -> Iterable[Metric]:
         """The samples of a scrape."""

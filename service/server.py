@@ -33,7 +33,7 @@ from service.errors import ModelLoadError
 from service.executors import Executor
 from service.interceptors import Authenticator, CallInterceptor
 from service.logs import RequestLog, configure_logging
-from service.memory import trim_forever
+from service.memory import share_one_heap, tidy_forever
 from service.monitor import Monitor
 from service.seal import Sealer
 from service.servicer import Limits, ModelServicer, SequenceServicer
@@ -155,7 +155,7 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self.engine.sweep_forever(_SWEEP_EVERY_S)),
             asyncio.create_task(_reload_forever(self._authenticator)),
-            asyncio.create_task(trim_forever()),
+            asyncio.create_task(tidy_forever()),
         ]
         self.monitor.start(self.engine)
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
@@ -222,6 +222,7 @@ async def serve_with(
 ) -> int:
     """Runs a gateway until SIGTERM or SIGINT; returns the exit code: 0 where everything under way was answered."""
     started = time.monotonic()
+    share_one_heap()
     _suit_the_interpreter()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -255,6 +256,7 @@ def command() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the settings and serves; returns the exit code."""
+    share_one_heap()
     try:
         settings = read_settings(argv)
         if settings.check:
@@ -272,6 +274,9 @@ def _suit_the_interpreter() -> None:
     """Settings of Python's own that suit a server: a few microseconds a step (docs/design.md)."""
     # What a step makes is freed by its reference counts; the collector's looks for cycles may be fewer.
     gc.set_threshold(10_000, 20, 20)
+    # What is there by now stays.
+    gc.collect()
+    gc.freeze()
     # A thread that has run a batch waits no longer than this for the interpreter, however much there is to parse.
     sys.setswitchinterval(0.001)
 

@@ -34,6 +34,8 @@ from service.types import SessionKey, StepCall, StepCalls, StepReply
 _log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# Of the steps of one BatchStep, how many are under way at once: as many as a few batches take.
+_BATCH_TASKS = 512
 _RunStep = Callable[[pb.StepRequest, float | None], Awaitable[pb.StepResponse]]
 
 
@@ -144,9 +146,16 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     async def BatchStep(self, request: pb.BatchStepRequest, context: Context) -> pb.BatchStepResponse:
         codec.check_message(request, self._limits.max_message_bytes)
-        remaining = context.time_remaining()
-        steps = [self._answer(step, remaining) for step in request.requests]
-        return pb.BatchStepResponse(responses=await asyncio.gather(*steps))
+        responses = [pb.StepResponse()] * len(request.requests)
+        left = iter(enumerate(request.requests))
+
+        async def answer_in_turn() -> None:
+            for place, step in left:
+                responses[place] = await self._answer(step, context.time_remaining())
+
+        # A message of thousands of steps must not become as many tasks at once: see `step_stream`.
+        await asyncio.gather(*(answer_in_turn() for _ in range(min(len(responses), _BATCH_TASKS))))
+        return pb.BatchStepResponse(responses=responses)
 
     async def StreamSteps(
         self, request_iterator: AsyncIterator[pb.StreamStepsRequest], context: Context

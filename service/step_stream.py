@@ -15,6 +15,9 @@ from service.errors import Draining, ServiceError
 _MESSAGE_BYTES = 2 * 1024 * 1024
 # Past so many bytes of responses that the client has not taken, no more of its steps are read.
 _UNTAKEN_BYTES = 16 * 1024 * 1024
+# A step that waits in a task takes some 4 KiB, forty times as much as its request. Behind so many of them the others
+# wait as they came: further messages, and within one the steps of sessions that come up again.
+_MAX_TASKS = 32
 
 
 class Handle(Protocol):
@@ -89,6 +92,7 @@ class StepStream:
         self._handles: set[Handle] = set()
         self._tasks: dict[asyncio.Task[pb.StepResponse], pb.StepRequest] = {}
         self._by_id: dict[str, asyncio.Task[pb.StepResponse]] = {}
+        self._fewer_tasks = asyncio.Event()
         self._in_tasks: Counter[str] = Counter()  # sessions with steps that have tasks
         self._done: deque[tuple[pb.StreamStepsResponse, int, int]] = deque()  # with their bytes and steps
         self._done_bytes = 0
@@ -125,6 +129,7 @@ class StepStream:
                 handle.cancel()
             for task in tuple(self._tasks):
                 task.cancel()
+            del reader  # which has the error that keeps this frame
 
     async def _read(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> None:
         async for message in messages:
@@ -151,8 +156,7 @@ class StepStream:
             if refused is not None:
                 self._refuse_all(requests[at:end], refused)
             else:
-                for part in _of_different_sessions(requests[at:end]):
-                    self._start(part)
+                await self._start_all(requests[at:end])
             at = end
 
     async def _take_columns(self, columns: pb.StepColumns, refused: ServiceError | None) -> None:
@@ -170,7 +174,7 @@ class StepStream:
             if self._full:
                 await self._room.wait()
             end = at + self._count_in(steps - at)
-            self._start_columns(columns if end - at == steps else part_of(columns, at, end))
+            await self._start_columns(columns if end - at == steps else part_of(columns, at, end))
             at = end
 
     def _count_in(self, steps: int) -> int:
@@ -184,6 +188,13 @@ class StepStream:
         for request in requests:
             self._answered(pb.StreamStepsResponse(responses=[self._refuse(request, refused)]))
 
+    async def _start_all(self, requests: Sequence[pb.StepRequest]) -> None:
+        for part in _of_different_sessions(requests):
+            while len(self._tasks) >= _MAX_TASKS:
+                self._fewer_tasks.clear()
+                await self._fewer_tasks.wait()
+            self._start(part)
+
     def _start(self, requests: Sequence[pb.StepRequest]) -> None:
         behind: list[pb.StepRequest] = []
         if self._in_tasks:
@@ -195,13 +206,12 @@ class StepStream:
         for request in behind:
             self._start_task(request)
 
-    def _start_columns(self, columns: pb.StepColumns) -> None:
+    async def _start_columns(self, columns: pb.StepColumns) -> None:
         sessions = set(columns.session_ids)
         if len(sessions) == len(columns.session_ids) and sessions.isdisjoint(self._in_tasks):
             self._note_begun(self._begin_columns(columns, self._arrived))
             return
-        for part in _of_different_sessions(requests_of(columns)):
-            self._start(part)
+        await self._start_all(requests_of(columns))
 
     def _note_begun(self, begun: Begun) -> None:
         handles, others = begun
@@ -220,6 +230,7 @@ class StepStream:
 
     def _finish(self, task: asyncio.Task[pb.StepResponse]) -> None:
         request = self._tasks.pop(task)
+        self._fewer_tasks.set()
         if self._by_id.get(request.request_id) is task:
             del self._by_id[request.request_id]
         self._in_tasks[request.session_id] -= 1

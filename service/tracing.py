@@ -175,6 +175,8 @@ class _CallTracer(grpc.aio.ServerInterceptor):
         code: Any = grpc.StatusCode.OK
         try:
             yield span
+            told: Any = context.code()  # None where nobody has set it
+            code = told or code
         except grpc.aio.AbortError:
             code = context.code()
             raise

@@ -15,7 +15,7 @@ from service.types import FloatArray, SessionKey, StepReply, VersionKey
 
 TOKEN_BYTES = 16
 _TOKENS_AT_ONCE = 256
-_drawn: list[bytes] = []
+_drawn: list[bytes] = []  # at most one block, which small objects that live long would leave full of holes
 os.register_at_fork(after_in_child=_drawn.clear)  # what was drawn before is the parent's
 
 
@@ -255,9 +255,10 @@ def new_token() -> bytes:
 
 def new_tokens(count: int) -> list[bytes]:
     """So many of them. One call of the operating system's makes many."""
-    if len(_drawn) < count:
-        block = secrets.token_bytes(max(_TOKENS_AT_ONCE, count) * TOKEN_BYTES)
-        _drawn.extend([block[at : at + TOKEN_BYTES] for at in range(0, len(block), TOKEN_BYTES)])
-    drawn = _drawn[-count:]
-    del _drawn[-count:]
-    return drawn
+    size = count * TOKEN_BYTES
+    block = _drawn.pop() if _drawn else b""
+    if len(block) < size:
+        block = secrets.token_bytes(max(_TOKENS_AT_ONCE * TOKEN_BYTES, size))
+    if len(block) > size:
+        _drawn.append(block[size:])
+    return [block[at : at + TOKEN_BYTES] for at in range(0, size, TOKEN_BYTES)]

@@ -236,6 +236,8 @@ def test_a_histogram_reads_the_same_before_and_after_it_settles():
         histogram.add(value)
         histogram.settle()
     assert len(histogram._pending) < 1024
+    histogram.settle(at_least=1)
+    assert not histogram._pending
     counts, total = histogram.read()
     assert dict(counts) == {"1.0": (values <= 1).sum(), "2.0": (values <= 2).sum(), "+Inf": 3000}
     assert total == pytest.approx(values.sum())

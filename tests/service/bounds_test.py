@@ -40,8 +40,8 @@ def test_what_is_parsed_is_what_the_parser_gives():
     parse = bounded(pb.StreamStepsRequest.FromString, 100_000)
     message = pb.StreamStepsRequest(requests=[step_request("s", random_inputs(5000), 0)] * 3)
     assert parse(message.SerializeToString()) == message
-    assert isinstance(parse(b"\x0a\xff\xff\xff\x7f" + bytes(100_000)).error, InvalidArgument)
-    assert isinstance(parse(EMPTY_STEP * 100_001).error, MessageTooLarge)
+    assert isinstance(parse(b"\x0a\xff\xff\xff\x7f" + bytes(100_000)).error(), InvalidArgument)
+    assert isinstance(parse(EMPTY_STEP * 100_001).error(), MessageTooLarge)
 
 
 async def send(channel, method, data):

@@ -65,6 +65,21 @@ async def test_batch_step_answers_in_order_and_each_for_itself():
             np.testing.assert_array_equal(outputs_of(reply.responses[index]), run_whole(inputs)[0])
 
 
+async def test_a_batch_step_of_thousands_of_steps_is_under_way_in_parts_and_answered_in_order():
+    executor, inputs = NumpyExecutor(), random_inputs(2000)
+    executor.hold()
+    async with running_gateway(executor) as running:
+        await running.create("s")
+        requests = [step_request("s", inputs[at : at + 1], None, str(at)) for at in range(2000)]
+        reply = asyncio.ensure_future(running.stub.BatchStep(pb.BatchStepRequest(requests=requests)))
+        await executor.entered.wait()
+        assert 1 < running.gateway.engine._admission.steps <= 1000
+        executor.gate.set()
+        responses = (await reply).responses
+        assert [r.request_id for r in responses] == [str(at) for at in range(2000)]
+        np.testing.assert_array_equal(np.concatenate([outputs_of(r) for r in responses]), run_whole(inputs)[0])
+
+
 async def test_responses_pass_a_client_with_grpc_s_default_limit():
     async with running_gateway() as running:
         channel = grpc.aio.insecure_channel(running.target)

@@ -103,6 +103,41 @@ async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
     assert answered.index("a1") < answered.index("a2")
 
 
+@pytest.mark.parametrize("form", ["requests", "columns"])
+async def test_few_steps_of_a_session_have_tasks_while_its_first_is_held(form):
+    begun, hold = [], asyncio.Event()
+
+    async def answer(request):
+        begun.append(request.request_id)
+        await hold.wait()
+        return pb.StepResponse(request_id=request.request_id)
+
+    async def messages():
+        names = [str(number) for number in range(1000)]
+        if form == "requests":
+            yield pb.StreamStepsRequest(requests=[pb.StepRequest(request_id=name, session_id="s") for name in names])
+        else:
+            inputs = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[1000, 1, 1], content=bytes(4000))
+            columns = pb.StepColumns(request_ids=names, session_ids=["s"] * 1000, positions=[0] * 1000, inputs=inputs)
+            yield pb.StreamStepsRequest(columns=[columns])
+
+    run = StepStream(
+        answer=answer,
+        refuse=None,
+        check=lambda message: None,
+        max_steps=2000,
+        drained=asyncio.Event(),
+    ).run(messages())
+    reading = asyncio.ensure_future(anext(run))
+    await settled()
+    assert 1 < len(begun) <= 100
+    hold.set()
+    came = [r.request_id for r in (await reading).responses]
+    async for message in run:
+        came += [r.request_id for r in message.responses]
+    assert came == begun == [str(number) for number in range(1000)]
+
+
 class Handle:
     """Steps without tasks, by their requests."""
 

@@ -1,0 +1,62 @@
+"""What is freed goes back to the system."""
+
+import asyncio
+import contextlib
+import gc
+import subprocess
+import sys
+import weakref
+
+from service.memory import tidy_forever
+
+# Three threads that hold memory for as long as the heaps are counted, which glibc tells on a file of C's.
+COUNT_HEAPS = """
+import ctypes, sys, threading
+from service.memory import share_one_heap
+if sys.argv[1] == "shared":
+    share_one_heap()
+held, counted = threading.Barrier(4), threading.Event()
+def hold():
+    kept = [bytes(5000) for _ in range(100)]
+    held.wait()
+    counted.wait()
+threads = [threading.Thread(target=hold) for _ in range(3)]
+for thread in threads:
+    thread.start()
+held.wait()
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+counted.set()
+"""
+
+
+def heaps(how):
+    told = subprocess.run([sys.executable, "-c", COUNT_HEAPS, how], check=True, capture_output=True, text=True)
+    return told.stdout.count("<heap nr=")
+
+
+def test_the_threads_of_a_process_share_one_heap():
+    assert heaps("each its own") > 1
+    assert heaps("shared") == 1
+
+
+class Knot:
+    """An object in a cycle of references."""
+
+    def __init__(self):
+        self.itself = self
+
+
+async def test_what_waits_for_the_garbage_collector_is_freed():
+    gc.disable()
+    try:
+        gone = asyncio.Event()
+        weakref.finalize(Knot(), gone.set)
+        tidying = asyncio.create_task(tidy_forever())
+        await asyncio.wait_for(gone.wait(), 60)
+    finally:
+        gc.enable()
+    tidying.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await tidying
