@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from ntm import addressing, memory, parameters
+from ntm import addressing, attention, memory, parameters
 from ntm.controllers import Controller, StateComponent
 
 # A first weighting is the softmax of logits that are this at slot 0 and zero elsewhere: with 128 slots it holds 96 %.
@@ -205,11 +205,17 @@ class NTMCell(keras.layers.Layer):
         """`call` on states in their own shapes (see `unflatten`)."""
         noise = noise or StepNoise()
         spoken, raw, controller_states = self.consult(inputs, states, training=training, noise=noise)
-        # In training, keep only what goes in, and compute the rest again in the backward pass: the memory is by far the
-        # largest thing that would be kept for each step. PyTorch runs eagerly, where computing twice costs more.
-        attend = keras.remat(self._attend) if training and keras.backend.backend() != "torch" else self._attend
+        attend = self._attend_in_training() if training else self._attend
         attended = attend(raw, states[0], states[2], states[3])
         return self._output(spoken, attended[1]), [*attended, *controller_states]
+
+    def _attend_in_training(self):
+        """`_attend`, at less cost for its gradient."""
+        if attention.is_written_out():
+            return lambda raw, *states: attention.attend(*states, parameters.split(raw, self.head_parameters))
+        # Keep only what goes in, and compute the rest again in the backward pass: the memory is by far the largest
+        # thing that would be kept for each step. PyTorch runs eagerly, where computing twice costs more.
+        return self._attend if keras.backend.backend() == "torch" else keras.remat(self._attend)
 
     def consult(self, inputs, states, *, training=False, noise=None):
         """Runs the controller for one step.

@@ -30,7 +30,7 @@ for backend in ${BACKENDS:-tensorflow jax torch}; do
 done
 # The training loop: phases, resuming after kill -9 to the same bits, and losses that are no number.
 if [[ " ${BACKENDS:-jax} " == *" jax "* ]]; then
-  KERAS_BACKEND=jax "$venv/bin/python" -m pytest tests/training/loop_test.py
+  KERAS_BACKEND=jax "$venv/bin/python" -m pytest tests/training/loop_test.py tests/training/steps/scans_test.py
 fi
 # The trainer and the export, from the environment of the tests: the other backends in processes of their own.
 if [ -x .venv/bin/python ]; then
