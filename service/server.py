@@ -212,6 +212,8 @@ def health_handlers(servicer: health_aio.HealthServicer) -> grpc.GenericRpcHandl
 
 async def serve(settings: Settings) -> int:
     """Runs the gateway that the settings describe; see ``serve_with``."""
+    if settings.tf_serving is not None:  # TensorFlow's threads would wait for each other
+        share_one_heap()
     return await serve_with(
         settings, executor=make_executor(settings), store=make_store(settings), tracing=make_tracing(settings)
     )
@@ -222,7 +224,6 @@ async def serve_with(
 ) -> int:
     """Runs a gateway until SIGTERM or SIGINT; returns the exit code: 0 where everything under way was answered."""
     started = time.monotonic()
-    share_one_heap()
     _suit_the_interpreter()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -256,7 +257,6 @@ def command() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the settings and serves; returns the exit code."""
-    share_one_heap()
     try:
         settings = read_settings(argv)
         if settings.check:
