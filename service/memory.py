@@ -11,17 +11,22 @@ from collections.abc import Callable
 _EVERY_S = 3.0
 # Looking for cycles stops everything else, the longer the more sessions there are: it gets one part in so many.
 _SHARE = 200
-_M_ARENA_MAX = -8  # malloc.h
+# malloc.h, and what each is set to. One heap for the main thread, which then never waits for the others, and one for
+# all of these. An end that is longer than a few batches goes back at once; what is larger than that is mapped by
+# itself. Left alone, both bounds grow with what was freed, to 64 and 32 MiB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_SETTINGS = {_M_ARENA_MAX: 2, _M_TRIM_THRESHOLD: 2 * 1024 * 1024, _M_MMAP_THRESHOLD: 4 * 1024 * 1024}
 
 
-def share_one_heap() -> None:
-    """Has threads that begin from now on share one heap, where the C library is glibc, and not make heaps of their own.
+def keep_heaps_short() -> None:
+    """Has threads that begin from now on share a heap and not make heaps of their own, where the C library is glibc.
 
-    Of those, ``malloc_trim`` does not give back the end.
+    ``malloc_trim`` does not give back the end of theirs.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
+        for setting, value in _SETTINGS.items():
+            mallopt(setting, value)
 
 
 async def tidy_forever() -> None:

@@ -33,7 +33,7 @@ from service.errors import ModelLoadError
 from service.executors import Executor
 from service.interceptors import Authenticator, CallInterceptor
 from service.logs import RequestLog, configure_logging
-from service.memory import share_one_heap, tidy_forever
+from service.memory import keep_heaps_short, tidy_forever
 from service.monitor import Monitor
 from service.seal import Sealer
 from service.servicer import Limits, ModelServicer, SequenceServicer
@@ -212,8 +212,6 @@ def health_handlers(servicer: health_aio.HealthServicer) -> grpc.GenericRpcHandl
 
 async def serve(settings: Settings) -> int:
     """Runs the gateway that the settings describe; see ``serve_with``."""
-    if settings.tf_serving is not None:  # TensorFlow's threads would wait for each other
-        share_one_heap()
     return await serve_with(
         settings, executor=make_executor(settings), store=make_store(settings), tracing=make_tracing(settings)
     )
@@ -224,6 +222,7 @@ async def serve_with(
 ) -> int:
     """Runs a gateway until SIGTERM or SIGINT; returns the exit code: 0 where everything under way was answered."""
     started = time.monotonic()
+    keep_heaps_short()
     _suit_the_interpreter()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -257,6 +256,7 @@ def command() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the settings and serves; returns the exit code."""
+    keep_heaps_short()
     try:
         settings = read_settings(argv)
         if settings.check:

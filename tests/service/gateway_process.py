@@ -11,7 +11,6 @@ from pathlib import Path
 
 from service.backends import make_store
 from service.config import Settings
-from service.memory import share_one_heap
 from service.server import serve_with
 from tests.service.support import NumpyExecutor
 
@@ -39,7 +38,6 @@ def resident_bytes(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    share_one_heap()  # as where a model server runs the models
     settings = Settings(
         model_dir=Path(), listen="127.0.0.1:0", port_file=Path(sys.argv[1]), store=sys.argv[2], max_chunk_mib=1
     )
