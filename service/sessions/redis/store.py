@@ -125,8 +125,7 @@ class RedisStore:
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``. Asks the server only where the session might expire before that."""
-        cached = self._cache.get(key)
-        if cached is not None and self._lasts(cached, seconds):
+        if any(self.extend_now([self._cache.get(key)], seconds)):
             return
         keys = self._keys(key)
         names = [keys.session, self._index[0]]
@@ -150,11 +149,10 @@ class RedisStore:
 
     def extend_now(self, sessions: Sequence[Session | None], seconds: float) -> Sequence[Session | None]:
         """See ``LocalStore.extend_now``: those that live for so long anyway."""
-        return [session if session is not None and self._lasts(session, seconds) else None for session in sessions]
-
-    def _lasts(self, session: Session, seconds: float) -> bool:
         now = self._now()
-        return now is not None and session.expires - now >= seconds
+        if now is None:
+            return [None] * len(sessions)
+        return [session if session is not None and session.expires - now >= seconds else None for session in sessions]
 
     def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:
         """See ``LocalStore.commit_soon``."""
