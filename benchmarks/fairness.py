@@ -152,7 +152,7 @@ def rounds(target, folder, seconds, pause):
     for _ in range(ROUNDS):
         alone.append(measure(target, seconds / ROUNDS, pause))
         with flooding(target, folder) as chunks:
-            time.sleep(1)
+            time.sleep(1)  # its queues are full by then
             before, began = chunks(), time.perf_counter()
             beside.append(measure(target, seconds / ROUNDS, pause))
             rates.append((chunks() - before) * FLOOD_STEPS / (time.perf_counter() - began))

@@ -142,7 +142,7 @@ def watching(store_pid, idle):
     """CPU microseconds a second of a store and of a gateway that does nothing: its sweeps and questions."""
     before = cpu_seconds(store_pid), cpu_seconds(idle.process.pid)
     began = time.perf_counter()
-    time.sleep(20)
+    time.sleep(20)  # what is measured is what they do while nobody asks for anything
     passed = time.perf_counter() - began
     costs = [
         1e6 * (cpu_seconds(pid) - b) / passed for pid, b in zip((store_pid, idle.process.pid), before, strict=True)
