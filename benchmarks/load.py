@@ -12,11 +12,14 @@ counts from when a request was due.
 import argparse
 import asyncio
 import json
+import os
 import random
 import resource
 import secrets
 import threading
 import time
+
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # as docs/clients.md advises; of every load alike
 
 import grpc
 import numpy as np

@@ -125,7 +125,7 @@ def gateway(folder, executor, *, metrics):
     arguments = ["--model-dir", str(folder / "models"), "--listen", "127.0.0.1:0", "--log-level", "warning"]
     arguments += ["--metrics-listen", "127.0.0.1:0"] if metrics else []
     (folder / "models").mkdir(exist_ok=True)
-    program = ["-m", "service.server", "--no-xla"] if executor == "embedded" else [__file__, "--serve-idle"]
+    program = ["-m", "service", "--no-xla"] if executor == "embedded" else [__file__, "--serve-idle"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *program, *arguments], cwd=ROOT, env=environment(), stdout=output, stderr=output

@@ -15,7 +15,7 @@ _WINDOW_S = 0.02
 # Of so many rows or more a batch is worth its price as it is. Smaller ones grow while another one runs in a thread.
 _MANY_ROWS = 16
 # Shares of the time that a thread may have worked: all of it for a small batch, all but such runs for a large one.
-_MOST_WORK = 0.75
+_MOST_WORK = 0.9
 _MOST_OWN_WORK = 0.75
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from service.model_server.config import Settings
+from service.polling import poll_in_place
 
 # As tensorflow_model_server has it, so that scripts which look at it see no difference.
 _FAILED_TO_START = 255
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1" if settings.one_dnn else "0"
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    poll_in_place()
 
     from service.model_server.errors import ServingError
     from service.model_server.server import serve

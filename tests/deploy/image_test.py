@@ -216,7 +216,7 @@ def test_the_image_s_content_is_small(environment):
 
 def test_the_gateway_starts_from_it_and_serves_over_a_model_server(environment, tmp_path):
     export_sums(tmp_path / "models", scale=3.0)
-    command = (str(environment[0] / "bin" / "python"), "-I", "-m", "service.server")
+    command = (str(environment[0] / "bin" / "python"), "-I", "-m", "service")
     inputs = np.arange(4 * WIDTH, dtype=np.float32).reshape(4, WIDTH)
     with running_model_server(tmp_path / "models", tmp_path / "server") as server:
         serving = ("--tf-serving", server.address, "--model", "sums")

@@ -53,7 +53,7 @@ def test_large_runs_may_fill_the_time_that_a_thread_has_left_and_small_ones_may_
     assert not load.leaves_time(1)  # nothing is known yet
     assert not load.leaves_time(64)
     seen = []
-    for share, runs in ((0.6, 0.0), (0.8, 0.0), (0.8, 0.2), (0.99, 0.4), (0.99, 0.1), (0.0, 0.0)):
+    for share, runs in ((0.6, 0.0), (0.95, 0.0), (0.95, 0.3), (0.99, 0.4), (0.99, 0.1), (0.0, 0.0)):
         work.pass_time(0.05, share)
         load.ran(runs * 0.05)
         seen.append((load.leaves_time(1), load.leaves_time(64)))
