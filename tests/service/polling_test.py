@@ -15,6 +15,7 @@ class Watch(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Watch())
 """
 GATEWAY = "from service.__main__ import command; command()"
+CLIENT = "from service.ntm_client import main; main()"
 MODEL_SERVER = "from service.model_server.__main__ import main; main(['--model-dir', '.'])"
 
 
@@ -31,8 +32,10 @@ def seen_by_grpc(program, **environment):
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("program", [GATEWAY, MODEL_SERVER], ids=["gateway", "model server"])
-def test_the_servers_settle_how_grpc_polls_before_it_is_imported(program):
+@pytest.mark.parametrize(
+    "program", [GATEWAY, MODEL_SERVER, CLIENT], ids=["gateway", "model server", "command line client"]
+)
+def test_the_commands_settle_how_grpc_polls_before_it_is_imported(program):
     assert seen_by_grpc(program) == "-event_engine_listener,-event_engine_client"
 
 

@@ -27,7 +27,8 @@ class Wide(NumpyExecutor):
         return StepBatchResult(outputs, state)
 
 
-def test_the_snippets_run(start_gateway, capsys):
+def test_the_snippets_run(start_gateway, capsys, monkeypatch):
+    monkeypatch.setenv("GRPC_EXPERIMENTS", "")  # so that what a snippet sets does not outlive it
     gateway = start_gateway(executor=Wide())
     snippets = SNIPPET.findall(PAGE.read_text(encoding="utf-8"))
     assert len(snippets) >= 7
