@@ -1,7 +1,7 @@
 """Continuous batching: steps of many sessions, run together, a time slice at a turn.
 
-Each model version has a lane of its own (``service.lane``): its queues, and one or more workers that take turns at
-them. There is no delay to fill a batch: while one runs, the next gathers.
+Each model version has a lane of its own (``service.lane``): its queues, and the batches that run of what
+waits in them. There is no delay to fill a batch: while one runs, the next gathers.
 
 The batcher knows neither sessions nor messages: inputs and a state go in, outputs and a state come out.
 """
@@ -120,7 +120,7 @@ class Batcher:
             closing.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
-        """Ends the workers and fails what still waits. Drain first."""
+        """Ends what runs and fails what still waits. Drain first."""
         for key in tuple(self._lanes):
             self.forget(key)
         await asyncio.gather(*self._closing)

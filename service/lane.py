@@ -1,22 +1,26 @@
-"""One model version's queues, and the workers that make batches of what waits in them.
+"""One model version's queues, and the batches that are made of what waits in them.
 
-A worker drops what was cancelled or has expired, takes up to ``max_batch_size`` slices of at most
-``max_steps_per_turn`` time steps, pads them to a bucket, calls the executor once and splits the result once. A chunk
-that has time steps left goes to the end of its queue with the state that it has reached.
+As many batches run at once as the executor is worth. For the next one, what was cancelled or has expired is dropped, up
+to ``max_batch_size`` slices of at most ``max_steps_per_turn`` time steps are taken and padded to a bucket, the executor
+is called once, and the result is split once. A chunk that has time steps left goes to the end of its queue with the
+state that it has reached.
 
 Chunks that one turn can finish and longer ones wait in queues of their own, and run in batches of their own. The short
-ones go first. As long as they keep coming, the long ones leave a worker free for them and their batches have half the
+ones go first. As long as they keep coming, the long ones leave room for a batch of them and their batches have half the
 rows, so that a one-step request never waits for a 500-step one, nor for a hundred of them; every fourth batch is theirs
 all the same, so that no flood of short ones stops them. In either queue callers take turns: nobody waits for another's
 whole flood.
 """
 
 import asyncio
+import contextvars
+import functools
+import itertools
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -41,9 +45,9 @@ class BatchPolicy:
         max_batch_size: The most rows of a batch.
         max_steps_per_turn: The most time steps of a chunk that run in one batch.
         executor_timeout: Seconds that one executor call may take.
-        shared_seconds: So long after the last chunk that one turn finishes, the next are expected: longer ones run on
-            all workers but one, half as many rows at a time.
-        shared_steps: The most that a longer one runs at a turn meanwhile where there is one worker alone.
+        shared_seconds: So long after the last chunk that one turn finishes, the next are expected: longer ones run in
+            all batches at once but one, half as many rows at a time.
+        shared_steps: The most that a longer one runs at a turn meanwhile where only one batch runs at once.
     """
 
     max_batch_size: int
@@ -53,26 +57,19 @@ class BatchPolicy:
     shared_steps: int = 2
 
 
-class _Ran(NamedTuple):
-    """A batch that was run: its items, and what came of it, one of the two."""
-
-    items: Sequence[Chunk]
-    result: StepBatchResult | None
-    error: ServiceError | None
-
-
 class _Call:
     """A batch that runs: its items, what is running, and the timer that puts an end to it."""
 
-    __slots__ = ("batch", "began", "expired", "items", "limit", "running")
+    __slots__ = ("batch", "began", "expired", "items", "limit", "long", "running")
 
     running: asyncio.Future[StepBatchResult]
-    limit: asyncio.TimerHandle
 
-    def __init__(self, items: Sequence[Chunk], began: float) -> None:
+    def __init__(self, items: Sequence[Chunk], began: float, *, long: bool) -> None:
         self.items = items
         self.began = began
+        self.long = long
         self.batch: StepBatch | None = None
+        self.limit: asyncio.TimerHandle | None = None
         self.expired = False
 
     def expire(self) -> None:
@@ -82,7 +79,7 @@ class _Call:
 
 
 class Lane:
-    """One model version's queues, and the workers that empty them."""
+    """One model version's queues, and the batches under way. Made and used on one event loop."""
 
     def __init__(
         self,
@@ -107,11 +104,14 @@ class Lane:
         self._overtaken = 0  # batches of short ones that long ones have waited for
         self._long_batches = 0  # under way
         self._gone = 0  # at most so many of those that wait were cancelled
-        self._filled = asyncio.Event()
-        self._workers = [
-            asyncio.create_task(self._work(), name=f"batcher {version.key} #{number}")
-            for number in range(executor.max_in_flight)
-        ]
+        self._loop = asyncio.get_running_loop()
+        # Of whoever has opened this lane, not of whoever fills it: nobody's own.
+        self._context = contextvars.copy_context()
+        self._most_calls = executor.max_in_flight
+        self._calls: set[_Call] = set()
+        self._halves: deque[list[Chunk]] = deque()  # of batches that failed as a whole
+        self._called = False  # ``go`` is, soon
+        self._closed = False
 
     @property
     def fingerprint(self) -> str:
@@ -132,8 +132,7 @@ class Lane:
             self._short_until = self._clock() + self._policy.shared_seconds
         (self._short if short else self._long).append(item)
         item.waits = True
-        if not self._filled.is_set():
-            self._filled.set()
+        self._go_soon()
 
     def left(self) -> None:
         """Somebody gave up a row that waits: its place in the queue is let go soon."""
@@ -143,99 +142,105 @@ class Lane:
                 queue.keep(Chunk.sift)
             self._gone = 0
 
+    def go(self) -> None:
+        """Begins batches, as long as something waits and there is room for one. Called soon after each ``put``."""
+        self._called = False
+        while len(self._calls) < self._most_calls and not self._closed and (self._halves or self.queued):
+            items, long = (self._halves.popleft(), False) if self._halves else self._form()
+            if not items:
+                return
+            call = self._begin(items, long=long)
+            if call.running.done():
+                # It was run here and now: whatever else there is to do comes before the next one.
+                self._hand_out(call.items, *self._end(call))
+                if self.queued or self._halves:
+                    self._go_soon()
+                return
+
+    def _go_soon(self) -> None:
+        if not (self._called or self._closed):
+            self._called = True
+            self._loop.call_soon(self.go, context=self._context)
+
     async def close(self) -> None:
-        """Ends the workers, and fails what waits."""
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
-        for item in (*self._short, *self._long):
+        """Ends what runs, and fails what waits."""
+        self._closed = True
+        running = [call.running for call in self._calls]
+        for call in running:
+            call.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for item in (*self._short, *self._long, *itertools.chain.from_iterable(self._halves)):
             item.fail(ExecutorUnavailable("the model went away before the step could run"))
 
-    async def _work(self) -> None:
-        """Forms a batch and runs it, over and over; hands out the results of one while the next one runs."""
-        ran: _Ran | None = None
-        try:
-            while True:
-                items, long = self._form()
-                if not items:
-                    self._filled.clear()
-                call = self._begin(items) if items else None
-                if ran is not None:
-                    handed, ran = ran, None
-                    await self._hand_out(handed)
-                    del handed  # what waits for the next batch must not hold on to the last one
-                if call is None:
-                    await self._filled.wait()
-                else:
-                    ran = await self._end(call)
-                    self._long_batches -= long
-                    del items, call
-        finally:
-            if ran is not None:
-                await self._hand_out(ran)
-
-    def _begin(self, items: Sequence[Chunk]) -> "_Call":
+    def _begin(self, items: Sequence[Chunk], *, long: bool) -> _Call:
         """Has the executor run one slice of each item, from now on."""
-        loop = asyncio.get_running_loop()
-        call = _Call(items, self._timer())
+        call = _Call(items, self._timer(), long=long)
         try:
             call.batch = batch = self._gather(items)
             if self._eager is not None:
                 call.running = self._eager.begin(self._version.key, batch)
             else:
-                call.running = loop.create_task(self._executor.step(self._version.key, batch))
+                call.running = self._loop.create_task(self._executor.step(self._version.key, batch))
         except Exception as error:  # noqa: BLE001 - told when it ends, like all that goes wrong later
-            call.running = loop.create_future()
+            call.running = self._loop.create_future()
             call.running.set_exception(error)
-        call.limit = loop.call_later(self._policy.executor_timeout, call.expire)
+        self._calls.add(call)
+        if not call.running.done():
+            call.limit = self._loop.call_later(self._policy.executor_timeout, call.expire, context=self._context)
+            call.running.add_done_callback(functools.partial(self._ended, call), context=self._context)
         return call
 
-    async def _end(self, call: "_Call") -> _Ran:
-        """What becomes of a call; what goes wrong is part of it.
+    def _ended(self, call: _Call, running: asyncio.Future[StepBatchResult]) -> None:
+        """The executor is through with a batch: the next one runs while the results of this one are handed out."""
+        if call.limit is not None:
+            call.limit.cancel()
+        came = self._end(call)
+        self.go()
+        self._hand_out(call.items, *came)
 
-        Raises:
-            asyncio.CancelledError: the lane closes; its items have been told.
-        """
-        result, error = None, None
+    def _end(self, call: _Call) -> tuple[StepBatchResult | None, ServiceError | None]:
+        self._calls.discard(call)
+        self._long_batches -= call.long
+        came = self._outcome(call)
+        if call.batch is not None:
+            self._observer.batch_ran(self._ran(call.items, call.batch, call.began, failed=came[0] is None))
+        return came
+
+    def _outcome(self, call: _Call) -> tuple[StepBatchResult | None, ServiceError | None]:
+        """What came of a call, one of the two. Errors without their frames: these would keep all of the batch."""
         try:
-            result = await call.running
+            result = call.running.result()
             if call.batch is not None:
                 _check_shapes(self._version, call.batch, result)
-        except ServiceError as failure:
-            # Without its frames: one of them is this one, and all of the batch would wait for the garbage collector.
-            result, error = None, failure.with_traceback(None)
+        except ServiceError as error:
+            return None, error.with_traceback(None)
         except asyncio.CancelledError:
-            if not call.expired:
-                for item in call.items:
-                    item.fail(ExecutorUnavailable("the gateway closed while the step ran"))
-                raise
-            error = ExecutorUnavailable(f"the model did not answer within {self._policy.executor_timeout} s")
-        except Exception as failure:  # noqa: BLE001 - a worker that died would leave its lane hanging for good
+            if call.expired:
+                limit = self._policy.executor_timeout
+                return None, ExecutorUnavailable(f"the model did not answer within {limit} s")
+            return None, ExecutorUnavailable("the gateway closed while the step ran")
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait have to hear of it
             _log.exception("executor failed on %s", self._version.key)
-            failure.with_traceback(None)
-            result, error = None, BadModelOutput(f"the model failed: {type(failure).__name__}")
-        finally:
-            call.limit.cancel()
-            if call.batch is not None:
-                self._observer.batch_ran(self._ran(call.items, call.batch, call.began, failed=result is None))
-        return _Ran(call.items, result, error)
+            error.with_traceback(None)
+            return None, BadModelOutput(f"the model failed: {type(error).__name__}")
+        return result, None
 
-    async def _hand_out(self, ran: _Ran) -> None:
+    def _hand_out(self, items: Sequence[Chunk], result: StepBatchResult | None, error: ServiceError | None) -> None:
         """Resolves the items that are through, queues the others again, and fails what has to fail."""
-        if isinstance(ran.error, BadModelOutput) and _rows(ran.items) > 1:
+        if isinstance(error, BadModelOutput) and _rows(items) > 1:
             # One row fails, not its batch: the halves are run again, down to single rows.
-            for half in _halves(ran.items):
-                await self._hand_out(await self._end(self._begin(half)))
+            self._halves.extend(_halves(items))
+            self._go_soon()
             return
-        if ran.result is None:
-            for item in ran.items:
-                item.fail(ran.error or AssertionError("no result and no error"))
+        if result is None:
+            for item in items:
+                item.fail(error or AssertionError("no result and no error"))
             return
-        bad = _bad_rows(ran.result, _rows(ran.items))
+        bad = _bad_rows(result, _rows(items))
         begin = 0
-        for item in ran.items:
+        for item in items:
             end = begin + item.size
-            outputs, states = ran.result.outputs[begin:end, : item.turn], ran.result.state[begin:end]
+            outputs, states = result.outputs[begin:end, : item.turn], result.state[begin:end]
             if bad is not None and bad[begin:end].any():
                 good = [at for at in range(item.size) if not bad[begin + at]]
                 lost = [row for at, row in enumerate(item.rows) if bad[begin + at]]
@@ -249,7 +254,7 @@ class Lane:
     def _form(self) -> tuple[list[Chunk], bool]:
         """Takes the next batch off the queues, and gives each item its turn; it may be empty. Tells if of long ones."""
         expected = bool(self._short) or self._clock() < self._short_until
-        may_run_long = not expected or self._long_batches < max(1, len(self._workers) - 1)
+        may_run_long = not expected or self._long_batches < max(1, self._most_calls - 1)
         long = may_run_long and (self._overtaken >= _OVERTAKING or not self._short)
         items = self._form_long(expected) if long else self._form_short()
         if not items and may_run_long:  # what was to come first has been cancelled
@@ -259,8 +264,6 @@ class Lane:
             now = self._timer()
             waits = [now - item.since for item in items for _ in item.rows]
             self._observer.batch_formed(self._version.key, waits)
-        if self._long and not expected:
-            self._filled.set()  # the worker that was kept free is needed again
         return items, long
 
     def _form_short(self) -> list[Chunk]:
@@ -275,7 +278,7 @@ class Lane:
         rows, turn = self._max_rows, self._policy.max_steps_per_turn
         if expected:
             rows = max(1, rows // 2)
-            turn = turn if len(self._workers) > 1 else min(turn, self._policy.shared_steps)
+            turn = turn if self._most_calls > 1 else min(turn, self._policy.shared_steps)
         items = self._take(self._long, rows)
         for item in items:
             item.turn = min(turn, item.left)
