@@ -50,7 +50,7 @@ _SERVICES = (
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
 _SWEEP_EVERY_S = 5.0
-# How long after a short chunk the long ones still leave room for a batch: about as long as its client takes for the next.
+# How long after a short chunk the long ones still leave room for one: about as long as its client takes for the next.
 _SHARED_S = 0.25
 _RELOAD_EVERY_S = 1.0
 _SECRET_BYTES = 32
