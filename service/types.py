@@ -1,11 +1,12 @@
 """The values that the parts of the gateway pass to each other. Frozen, and free of protobuf, gRPC and TensorFlow."""
 
+import ctypes
 import enum
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +100,15 @@ class StepBatch:
     origins: tuple[object, ...] = ()
 
 
+def address_of(array: npt.NDArray[Any]) -> int:
+    """Where the bytes of a contiguous, writeable array begin, of which there is one at the least.
+
+    Not ``__array_interface__``: NumPy interns the keys of that dictionary each time, and Python, which deletes them from
+    its table of interned strings when they go, uses up a place for each: the table doubles, and is later made anew.
+    """
+    return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+
+
 def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins: tuple[object, ...] = ()) -> StepBatch:
     """A batch of nothing: inputs, lengths and resets of zeros; its states hold whatever was there.
 
@@ -107,7 +117,7 @@ def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins:
     sizes = (4 * rows * steps * input_dim, 4 * rows, 4 * rows * state_size, rows)
     begins = [0, *itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
     block = np.empty(begins[-1] + ALIGNMENT, np.uint8)
-    first = -block.__array_interface__["data"][0] % ALIGNMENT
+    first = -address_of(block) % ALIGNMENT
     inputs, lengths, state, reset = (
         block[first + begin : first + begin + size] for begin, size in zip(begins, sizes, strict=False)
     )
