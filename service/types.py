@@ -103,7 +103,7 @@ class StepBatch:
 def address_of(array: npt.NDArray[Any]) -> int:
     """Where the bytes of a contiguous, writeable array begin, of which there is one at the least.
 
-    Not ``__array_interface__``: NumPy interns the keys of that dictionary each time, and Python, which deletes them from
+    Not ``__array_interface__``: NumPy interns the keys of that dictionary each time. Python, which deletes them from
     its table of interned strings when they go, uses up a place for each: the table doubles, and is later made anew.
     """
     return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
