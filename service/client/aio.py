@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from service.client import calls, values, wire
 from service.client.aio_connection import AsyncConnection
+from service.client.blocks import Block
 from service.client.errors import GatewayError
 from service.client.options import ChannelOption, ClientOptions
 from service.client.retry import RetryPolicy
@@ -124,14 +125,14 @@ class AsyncSequenceClient:
     ) -> Any:
         """Steps many sessions at once: the cheapest way. See ``SequenceClient.step_many``."""
         deadline = self._connection.deadline(timeout)
-        group = _Group(len(steps))
-        pending = [session.prepare(inputs, deadline, group.done, self._connection) for session, inputs in steps]
-        await group.run(pending, self._connection)
-        for step in pending:
-            step.mark_seen()
-        if return_exceptions:
-            return [step.outputs if step.error is None else step.error for step in pending]
-        return [step.result() for step in pending]
+        if not steps:
+            return []
+        turn, connection = _Turn(), self._connection
+        lines = [session.line_of(connection) for session, _ in steps]
+        block = Block(lines, [wire.as_inputs(inputs) for _, inputs in steps], deadline, turn.done)
+        await turn.run(block, connection)
+        block.mark_seen()
+        return block.outcomes() if return_exceptions else block.results()
 
     async def models(self, *, timeout: float | None = None) -> list[values.Model]:
         """What is served, by name."""
@@ -199,22 +200,20 @@ class AsyncSession:
 
         A task that is cancelled in it gives the step up; whether it was applied shows when the same step is repeated.
         """
-        group = _Group(1)
-        step = self.prepare(inputs, self._connection.deadline(timeout), group.done, self._connection)
-        await group.run([step], self._connection)
+        turn = _Turn()
+        step = Step(self._line, wire.as_inputs(inputs), self._connection.deadline(timeout), turn.done)
+        await turn.run(step, self._connection)
         return step.result()
 
-    def prepare(
-        self, inputs: npt.ArrayLike, deadline: float, done: Callable[[Step], None], connection: AsyncConnection
-    ) -> Step:
-        """A step of this session that is not sent yet: for ``AsyncSequenceClient.step_many``.
+    def line_of(self, connection: AsyncConnection) -> Line:
+        """Where this session's steps line up: for ``AsyncSequenceClient.step_many``.
 
         Raises:
             ValueError: the session belongs to another client.
         """
         if connection is not self._connection:
             raise ValueError(f"session {self.session_id!r} belongs to another client")
-        return Step(self._line, wire.as_inputs(inputs), deadline, done)
+        return self._line
 
     async def inspect(self, *, timeout: float | None = None) -> dict[str, FloatArray]:
         """Its state as of the last step that was applied, by name: memory, weightings, controller state."""
@@ -290,28 +289,23 @@ class Opening:
         return AsyncSession(self._connection, info.session_id, info.position, owned=True)
 
 
-class _Group:
-    """Waits for any number of steps at once."""
+class _Turn:
+    """Waits for a step, or a block of them."""
 
-    def __init__(self, size: int) -> None:
-        self._left = size
-        self._all: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if not size:
-            self._all.set_result(None)
+    def __init__(self) -> None:
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def done(self, step: Step) -> None:
-        """One step has its outcome."""
-        self._left -= 1
-        if not self._left and not self._all.done():
-            self._all.set_result(None)
+    def done(self, _: object) -> None:
+        """The outcome is there."""
+        if not self._done.done():
+            self._done.set_result(None)
 
-    async def run(self, steps: Sequence[Step], connection: AsyncConnection) -> None:
-        """Sends the steps and returns once all have their outcome. Cancelled, it gives up those that have none."""
+    async def run(self, step: Step | Block, connection: AsyncConnection) -> None:
+        """Sends it and returns once all of it has its outcome. Cancelled, it gives up what has none."""
         try:
-            connection.tasks.submit(steps)
-            await self._all
+            connection.tasks.submit(step)
+            await self._done
         except asyncio.CancelledError:
-            connection.tasks.cancel(steps)
-            for step in steps:
-                step.mark_seen()
+            connection.tasks.cancel(step)
+            step.mark_seen()
             raise

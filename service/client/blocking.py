@@ -8,9 +8,10 @@ import grpc
 import numpy.typing as npt
 
 from service.client import calls, values, wire
+from service.client.blocks import Block
 from service.client.connection import Connection
 from service.client.errors import GatewayError
-from service.client.futures import Group, StepFuture
+from service.client.futures import StepFuture, Turn
 from service.client.options import ChannelOption, ClientOptions
 from service.client.retry import RetryPolicy
 from service.client.steps import Line, Step
@@ -155,20 +156,21 @@ class SequenceClient:
             return_exceptions: Put the ``GatewayError`` of a step that failed in its place, rather than raise.
 
         Returns:
-            The outputs ``[time, output_dim]`` in the order of ``steps``.
+            The outputs ``[time, output_dim]`` in the order of ``steps``, yours to write to. They may be views of one
+            array that holds the outputs of this call and nothing else.
 
         Raises:
             GatewayError: what went wrong with the first step that failed, once all have their outcome.
         """
         deadline = self._connection.deadline(timeout)
-        group = Group(len(steps))
-        pending = [session.prepare(inputs, deadline, group.done, self._connection) for session, inputs in steps]
-        group.run(pending, self._connection.threads)
-        for step in pending:
-            step.mark_seen()
-        if return_exceptions:
-            return [step.outputs if step.error is None else step.error for step in pending]
-        return [step.result() for step in pending]
+        if not steps:
+            return []
+        turn, connection = Turn(), self._connection
+        lines = [session.line_of(connection) for session, _ in steps]
+        block = Block(lines, [wire.as_inputs(inputs) for _, inputs in steps], deadline, turn.done)
+        turn.run(block, connection.threads)
+        block.mark_seen()
+        return block.outcomes() if return_exceptions else block.results()
 
     def models(self, *, timeout: float | None = None) -> list[values.Model]:
         """What is served, by name."""
@@ -251,29 +253,27 @@ class Session:
             GatewayError: see docs/api.md.
             TypeError: ``inputs`` are not real numbers.
         """
-        group = Group(1)
-        step = Step(self._line, wire.as_inputs(inputs), self._connection.deadline(timeout), group.done)
-        group.run([step], self._connection.threads)
+        turn = Turn()
+        step = Step(self._line, wire.as_inputs(inputs), self._connection.deadline(timeout), turn.done)
+        turn.run(step, self._connection.threads)
         return step.result()
 
-    def prepare(
-        self, inputs: npt.ArrayLike, deadline: float, done: Callable[[Step], None], connection: Connection
-    ) -> Step:
-        """A step of this session that is not sent yet: for ``SequenceClient.step_many``.
+    def line_of(self, connection: Connection) -> Line:
+        """Where this session's steps line up: for ``SequenceClient.step_many``.
 
         Raises:
             ValueError: the session belongs to another client.
         """
         if connection is not self._connection:
             raise ValueError(f"session {self.session_id!r} belongs to another client")
-        return Step(self._line, wire.as_inputs(inputs), deadline, done)
+        return self._line
 
     def step_async(self, inputs: npt.ArrayLike, *, timeout: float | None = None) -> StepFuture:
         """Like ``step``, but returns a future at once. Steps may be asked for ahead: they run in order."""
         future = StepFuture()
         step = Step(self._line, wire.as_inputs(inputs), self._connection.deadline(timeout), future.resolve)
         future.track(step, self._connection.threads)
-        self._connection.threads.submit([step])
+        self._connection.threads.submit(step)
         return future
 
     def inspect(self, *, timeout: float | None = None) -> dict[str, FloatArray]:

@@ -42,8 +42,10 @@ class Call(Generic[T]):
 
 
 def new_session_id() -> str:
-    """A session id that nobody can guess: 128 random bits, in 22 characters."""
-    return secrets.token_urlsafe(16)
+    """A session id that nobody can guess: 128 random bits, in 22 characters; none that a shell takes for an option."""
+    while (session_id := secrets.token_urlsafe(16)).startswith("-"):
+        pass
+    return session_id
 
 
 def create_session(

@@ -1,13 +1,14 @@
 """Steps that go together, as columns of a message: a few arrays, where each by itself would be some small messages."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
-from service.client.steps import Step
+from service.client.blocks import Block
+from service.client.steps import Line, Step
 from service.client.wire import FLOAT32, LITTLE_FLOAT32, FloatArray
 
 # Time limits are rounded up to a multiple of this many nanoseconds: steps that were asked for one after the other may
@@ -26,7 +27,7 @@ class Sorter:
     """Sorts steps by their look.
 
     Attributes:
-        alike: Steps by their look, in their order; by None those that have to be sent by themselves.
+        alike: Steps and blocks by their look, in their order; by None the steps that have to be sent by themselves.
 
     Args:
         now: On the clock of the steps' deadlines.
@@ -34,46 +35,56 @@ class Sorter:
     """
 
     def __init__(self, now: float, *, columns: bool) -> None:
-        self.alike: dict[Look | None, list[Step]] = {}
+        self.alike: dict[Look | None, list[Step | Block]] = {}
         self._now = now
-        self._columns = columns
+        self.columns = columns
         # The look of the last step, which is often that of the next.
         self._shape: tuple[int, ...] | None = None
         self._deadline = 0.0
-        self._same: list[Step] = []
+        self._same: list[Step | Block] = []
 
-    def add(self, step: Step) -> None:
-        """Puts a step to those that look like it."""
+    def add(self, step: Step | Block) -> None:
+        """Puts a step, or a block of them, to those that look like it."""
         if step.shape != self._shape or step.deadline != self._deadline or step.traceparent:
-            look = look_of(step, self._now) if self._columns else None
+            look = look_of(step, self._now) if self.columns else None
             self._same = self.alike.setdefault(look, [])
             self._shape, self._deadline = None if step.traceparent else step.shape, step.deadline
         self._same.append(step)
 
 
-def look_of(step: Step, now: float) -> Look | None:
-    """What a step looks like; None where it has to be sent by itself."""
+def look_of(step: Step | Block, now: float) -> Look | None:
+    """What a step looks like, or each of a block; None where it has to be sent by itself."""
     if len(step.shape) != 2 or not step.content or step.traceparent:
         return None
     return Look(step.shape, max(1, math.ceil((step.deadline - now) * 1e9 / _TICK_NS)))
 
 
-def fill_columns(columns: pb.StepColumns, look: Look, steps: Sequence[Step]) -> None:
+def fill_columns(columns: pb.StepColumns, look: Look, steps: Sequence[Step | Block]) -> None:
     """Writes steps of this look into a message; each has its request id already."""
-    columns.request_ids.extend([step.request_id for step in steps])
-    columns.session_ids.extend([step.line.session_id for step in steps])
-    columns.positions.extend([step.position for step in steps])
+    names: list[str] = []
+    lines: list[Line] = []
+    begins: list[int] = []
+    for step in steps:
+        if isinstance(step, Block):
+            names += step.request_ids
+            lines += step.lines
+            begins += step.begins
+        else:
+            names.append(step.request_id)
+            lines.append(step.line)
+            begins.append(step.position)
+    columns.request_ids.extend(names)
+    columns.session_ids.extend([line.session_id for line in lines])
+    columns.positions.extend(begins)
     inputs = columns.inputs
     inputs.dtype = FLOAT32
-    inputs.shape.extend((len(steps), *look.shape))
+    inputs.shape.extend((len(names), *look.shape))
     inputs.content = b"".join([step.content for step in steps])
     columns.timeout.FromNanoseconds(look.ticks * _TICK_NS)
 
 
-def read_results(results: pb.StepResultColumns) -> Iterator[tuple[str, int, FloatArray]]:
-    """The request id, the position and the outputs ``[time, output_dim]`` of each step.
-
-    Each array is one of its own, which its caller may write to and keep without the others.
+def read_outputs(results: pb.StepResultColumns) -> FloatArray:
+    """The outputs ``[steps, time, output_dim]``, read-only: whoever hands them out makes copies.
 
     Raises:
         ValueError: the columns do not fit each other.
@@ -85,5 +96,4 @@ def read_results(results: pb.StepResultColumns) -> Iterator[tuple[str, int, Floa
             f"{len(names)} request ids and {len(positions)} positions came with outputs of shape {list(shape)} "
             f"and dtype {tensor.dtype}"
         )
-    outputs = np.frombuffer(tensor.content, LITTLE_FLOAT32).reshape(shape)
-    return zip(names, positions, [row.copy() for row in outputs], strict=True)
+    return np.frombuffer(tensor.content, LITTLE_FLOAT32).reshape(shape)

@@ -177,6 +177,18 @@ def closed(reason: str) -> GatewayError:
     return GatewayError(grpc.StatusCode.CANCELLED, reason, reason="CLOSED")
 
 
+def expired(broken: GatewayError | None) -> GatewayError:
+    """What becomes of a step whose time limit passed; ``broken`` is how the stream ended, where it is not back."""
+    why = f"; the stream to the gateway broke meanwhile: {broken.details()}" if broken else ""
+    error = GatewayError(
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "the step's time limit passed; whether it was applied shows when it is sent again" + why,
+        reason="DEADLINE_EXCEEDED",
+    )
+    error.__cause__ = broken
+    return error
+
+
 def nonsense(why: ValueError) -> GatewayError:
     """What becomes of a step whose answer cannot be its."""
     return GatewayError(grpc.StatusCode.INTERNAL, f"the gateway's answer makes no sense: {why}")

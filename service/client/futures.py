@@ -1,42 +1,35 @@
 """What a step of the blocking client is waited for with."""
 
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future
 
+from service.client.blocks import Block
 from service.client.errors import GatewayError
 from service.client.steps import Step
 from service.client.threads import StepThreads
 from service.client.wire import FloatArray
 
 
-class Group:
-    """Waits for any number of steps at once: one wake-up of the waiting thread for all of them."""
+class Turn:
+    """Waits for a step, or a block of them: one wake-up of the waiting thread for all of it."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._ended: list[None] = []  # the steps themselves refer to this
-        self._all = threading.Event()
-        if not size:
-            self._all.set()
+    def __init__(self) -> None:
+        self._done = threading.Lock()  # cheaper than an event, which is a condition around one
+        self._done.acquire()
 
-    def done(self, step: Step) -> None:
-        """One step has its outcome. Any thread may say so."""
-        # Without a lock: appending is one action, and whoever looks after the last of them sees them all.
-        self._ended.append(None)
-        if len(self._ended) == self._size:
-            self._all.set()
+    def done(self, _: object) -> None:
+        """The outcome is there. Called once; any thread may."""
+        self._done.release()
 
-    def run(self, steps: Sequence[Step], threads: StepThreads) -> None:
-        """Sends the steps and returns once all have their outcome. Interrupted, it gives up those that have none."""
+    def run(self, step: Step | Block, threads: StepThreads) -> None:
+        """Sends it and returns once all of it has its outcome. Interrupted, it gives up what has none."""
         threads.check_process()
         try:
-            threads.submit(steps)
-            self._all.wait()
+            threads.submit(step)
+            self._done.acquire()
         except BaseException:  # KeyboardInterrupt above all; it goes on up
-            threads.cancel(steps)
-            for step in steps:
-                step.mark_seen()
+            threads.cancel(step)
+            step.mark_seen()
             raise
 
 
@@ -90,6 +83,6 @@ class StepFuture(Future[FloatArray]):
         """Gives the step up, unless its outcome is there already."""
         if not super().cancel():
             return False
-        self._threads.cancel([self._step])
+        self._threads.cancel(self._step)
         self._step.mark_seen()
         return True

@@ -21,12 +21,12 @@ import grpc
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.client import errors, retry, wire
-from service.client.columns import Look, Sorter, fill_columns, read_results
+from service.client.blocks import Block
+from service.client.columns import Sorter, read_outputs
 from service.client.errors import GatewayError
 from service.client.steps import Failure, Line, Step
+from service.client.underway import UnderWay
 
-# Bytes that a step takes in a message beside the contents of its inputs: ids, shape, position, tags.
-_OVERHEAD = 160
 # Seconds: steps are tried again at multiples of this.
 _GRAIN = 0.01
 
@@ -45,14 +45,12 @@ class Pipeline:
         self._policy = policy
         self._max_message_bytes = max_message_bytes
         self._clock = clock
-        self._ids = itertools.count(1)
-        self._live: dict[Step, None] = {}
-        self._ready: deque[Step] = deque()
+        self._under_way = UnderWay()
+        self._ready = self._under_way.ready
         self._large: deque[Step] = deque()
-        self._sent: dict[str, Step] = {}
         self._delayed: list[tuple[float, int, Step]] = []
         self._cancel: list[str] = []
-        self._finished: list[Step] = []
+        self._finished: list[Step | Block] = []
         self._next_expiry = math.inf
         self._streams = itertools.count(1)
         self._stream = 0
@@ -64,8 +62,14 @@ class Pipeline:
 
     # --- What the caller wants -------------------------------------------------------------------------------------
 
-    def submit(self, step: Step) -> None:
-        """Takes a step on: it is sent once the steps of its session before it are through."""
+    def submit(self, step: Step | Block) -> None:
+        """Takes a step on, or a block of them: it is sent once the steps of its session before it are through."""
+        if isinstance(step, Block):
+            whole = not self._closed and step.size <= self._max_message_bytes and self._under_way.take_block(step)
+            self._next_expiry = min(self._next_expiry, step.deadline)
+            for each in () if whole else step.split():
+                self.submit(each)
+            return
         line = step.line
         step.position = line.tail
         if self._closed or line.closed or line.failure is not None:
@@ -75,7 +79,7 @@ class Pipeline:
                 return
             line.failure = None
         line.tail += step.length
-        self._live[step] = None
+        self._under_way.live[step] = None
         if step.deadline < self._next_expiry:
             self._next_expiry = step.deadline
         if line.active is None:
@@ -84,11 +88,17 @@ class Pipeline:
         else:
             line.waiting.append(step)
 
-    def cancel(self, step: Step) -> None:
+    def cancel(self, step: Step | Block) -> None:
         """Gives a step up, and tells the gateway if it is there. Whether it was applied shows when it is repeated."""
+        if isinstance(step, Block):
+            if step.name in self._under_way.blocks:
+                self._under_way.break_up(step)
+            for each in step.split():
+                self.cancel(each)
+            return
         cancelled = GatewayError(grpc.StatusCode.CANCELLED, "the step was cancelled", reason="CANCELLED")
         line = step.line
-        if step in self._live:
+        if step in self._under_way.live:
             self._give_up(step, cancelled)
         elif step.outputs is not None and line.position == line.tail == step.position + step.length:
             # It was through already, but its caller went away without the outputs: as if the answer had been lost.
@@ -98,14 +108,17 @@ class Pipeline:
     def close_line(self, line: Line, reason: str) -> None:
         """Takes no more steps of a session; those on their way and waiting fail."""
         line.closed = reason
-        if line.active is not None:
+        if isinstance(line.active, Block):
+            self._under_way.break_up(line.active)
+        if isinstance(line.active, Step):
             self._give_up(line.active, errors.closed(reason))
 
     def close(self, reason: str) -> None:
         """Takes no more steps at all; those on their way and waiting fail."""
         self._closed = reason
         self.retire_stream()
-        for step in list(self._live):
+        self._under_way.break_up(*self._under_way.blocks.values())
+        for step in list(self._under_way.live):
             if not step.finished:
                 self._give_up(step, errors.closed(reason))
 
@@ -143,20 +156,23 @@ class Pipeline:
         now = self._clock()
         room = self._max_message_bytes
         ready, alike = self._ready, Sorter(now, columns=stream == self._columns_on)
+        if not alike.columns:
+            self._under_way.break_up_on(0)
         while ready:
             step = ready[0]
-            room -= len(step.content) + _OVERHEAD
-            if room < 0:
-                break
-            ready.popleft()
             if not step.finished:
+                room -= step.size
+                if room < 0:
+                    break
                 alike.add(step)
+            ready.popleft()
         for look, steps in alike.alike.items():
-            if look is not None and len(steps) > 1:
-                self._fill_columns(message.columns.add(), look, steps, stream)
+            if look is not None and (len(steps) > 1 or isinstance(steps[0], Block)):
+                self._under_way.fill_columns(message.columns.add(), look, steps, stream)
                 continue
             for step in steps:
-                self._fill(message.requests.add(), step, stream, now)
+                if isinstance(step, Step):
+                    self._under_way.fill(message.requests.add(), step, stream, now)
         return message if alike.alike or message.cancel else None
 
     def take_large(self) -> pb.StepRequest | None:
@@ -165,7 +181,7 @@ class Pipeline:
             step = self._large.popleft()
             if not step.finished:
                 request = pb.StepRequest()
-                self._fill(request, step, 0, self._clock())
+                self._under_way.fill(request, step, 0, self._clock())
                 return request
         return None
 
@@ -175,8 +191,8 @@ class Pipeline:
         opening = self._open_at if self._ready and not self._stream else math.inf
         return min(self._next_expiry, due, opening)
 
-    def take_finished(self) -> list[Step]:
-        """The steps that got their outcome since the last call: their ``done`` is for the driver to call."""
+    def take_finished(self) -> list[Step | Block]:
+        """The steps and blocks that got their outcome since the last call: their ``done`` is for the driver to call."""
         finished, self._finished = self._finished, []
         return finished
 
@@ -195,7 +211,7 @@ class Pipeline:
 
     def answered(self, response: pb.StepResponse, stream: int = 0) -> None:
         """A step was answered, in a stream or (0) in a call of its own."""
-        step = self._sent.pop(response.request_id, None)
+        step = self._under_way.take_sent(response.request_id)
         if step is None:  # given up meanwhile
             return
         if response.HasField("status"):
@@ -211,7 +227,7 @@ class Pipeline:
 
     def refused(self, request_id: str, error: GatewayError) -> None:
         """A step that was sent alone failed."""
-        step = self._sent.pop(request_id, None)
+        step = self._under_way.take_sent(request_id)
         if step is not None:
             self._refused(step, error, 0)
 
@@ -220,7 +236,7 @@ class Pipeline:
         current = stream == self._stream
         if current:
             self.retire_stream()
-        lost = [step for step in self._sent.values() if step.stream == stream]
+        lost = self._under_way.take_lost(stream)
         if not (current or lost) or (error is None and not lost):
             return
         error = error or GatewayError(grpc.StatusCode.UNAVAILABLE, "the gateway ended the stream before its answers")
@@ -229,16 +245,17 @@ class Pipeline:
         self._open_at = self._clock() + self._policy.delay(self._breaks, error)
         repeats = retry.repeats_stream(error, self._breaks, self._policy)
         for step in lost:
-            del self._sent[step.request_id]
             if repeats and self._open_at < step.deadline:
                 self._ready.append(step)
             else:
                 self._fail(step, error)
         if not repeats:
-            ready, self._ready = self._ready, deque()
-            for step in ready:
-                if not step.finished:
-                    self._fail(step, error)
+            self._under_way.break_up_on(0)
+            ready = list(self._ready)
+            self._ready.clear()
+            for waiting in ready:
+                if isinstance(waiting, Step) and not waiting.finished:
+                    self._fail(waiting, error)
 
     def tick(self) -> None:
         """Time passed: what is due again gets ready, and what is past its deadline fails."""
@@ -248,11 +265,12 @@ class Pipeline:
             if not step.finished:
                 self._make_ready(step)
         if now >= self._next_expiry:
-            for step in [step for step in self._live if step.deadline <= now]:
+            self._under_way.break_up(*[block for block in self._under_way.blocks.values() if block.deadline <= now])
+            for step in [step for step in self._under_way.live if step.deadline <= now]:
                 if not step.finished:
-                    self._give_up(step, self._expired(step))
+                    self._give_up(step, errors.expired(self._broken))
             # Steps that end before this time leave it too early, never too late: a look for nothing, now and then.
-            self._next_expiry = min((step.deadline for step in self._live), default=math.inf)
+            self._next_expiry = min((step.deadline for step in self._under_way), default=math.inf)
 
     # --- Within ----------------------------------------------------------------------------------------------------
 
@@ -268,49 +286,36 @@ class Pipeline:
         return failure.behind()
 
     def _make_ready(self, step: Step) -> None:
-        alone = len(step.content) + _OVERHEAD > self._max_message_bytes
+        alone = step.size > self._max_message_bytes
         (self._large if alone else self._ready).append(step)
 
-    def _fill(self, request: pb.StepRequest, step: Step, stream: int, now: float) -> None:
-        step.request_id = str(next(self._ids))  # of this attempt, so that an answer to an earlier one is not taken
-        step.stream = stream
-        self._sent[step.request_id] = step
-        wire.fill_step(
-            request,
-            request_id=step.request_id,
-            session_id=step.line.session_id,
-            position=step.position,
-            shape=step.shape,
-            content=step.content,
-            timeout=max(step.deadline - now, 1e-3),
-            traceparent=step.traceparent,
-        )
-
-    def _fill_columns(self, columns: pb.StepColumns, look: Look, steps: list[Step], stream: int) -> None:
-        ids, sent = self._ids, self._sent
-        for step in steps:
-            step.request_id = name = str(next(ids))
-            step.stream = stream
-            sent[name] = step
-        fill_columns(columns, look, steps)
-
     def _answered_columns(self, results: pb.StepResultColumns) -> None:
+        names, ends, at = list(results.request_ids), list(results.positions), 0
         try:
-            rows = read_results(results)
+            outputs = read_outputs(results)
         except ValueError as error:
-            for step in filter(None, [self._sent.pop(name, None) for name in results.request_ids]):
+            for step in filter(None, [self._under_way.take_sent(name) for name in names]):
                 self._fail(step, errors.nonsense(error))
             return
-        sent = self._sent
-        for name, position, outputs in rows:
-            answered = sent.pop(name, None)
-            if answered is None:  # given up meanwhile
-                continue
-            end = answered.position + answered.length
-            if position == end:
-                self._succeed(answered, outputs, end)
-            else:
-                self._fail(answered, errors.nonsense(wire.wrong_position(position, end)))
+        while at < len(names):
+            block = self._under_way.block_of(names[at])
+            first, count = block.matching(names, ends, at) if block is not None else (0, 0)
+            if block is not None and count:
+                self._settle(block, first, outputs[at : at + count])
+            elif (answered := self._under_way.take_sent(names[at])) is not None:  # if not given up meanwhile
+                end = answered.position + answered.length
+                if ends[at] == end:
+                    self._succeed(answered, outputs[at].copy(), end)
+                else:
+                    self._fail(answered, errors.nonsense(wire.wrong_position(ends[at], end)))
+            at += count or 1
+
+    def _settle(self, block: Block, first: int, outputs: wire.FloatArray) -> None:
+        for line in block.settle(first, outputs):
+            self._go_on(line)
+        if not block.left:
+            del self._under_way.blocks[block.name]
+            self._finished.append(block)
 
     def _refused(self, step: Step, error: GatewayError, stream: int) -> None:
         """The gateway answered a step with an error: it is tried again later, or fails."""
@@ -321,13 +326,13 @@ class Pipeline:
         due = self._clock() + self._policy.delay(step.attempts, error)
         due = math.ceil(due / _GRAIN) * _GRAIN  # so that steps refused together are sent again together
         if retry.repeats_step(error) and due < step.deadline:
-            heapq.heappush(self._delayed, (due, next(self._ids), step))
+            heapq.heappush(self._delayed, (due, next(self._under_way.ids), step))
         else:
             self._fail(step, error)
 
     def _give_up(self, step: Step, error: GatewayError) -> None:
         """Fails a step, wherever it is."""
-        if self._sent.pop(step.request_id, None) is not None and step.stream and step.stream == self._stream:
+        if self._under_way.take_sent(step.request_id) is not None and step.stream and step.stream == self._stream:
             self._cancel.append(step.request_id)
         if step.line.active is not step:
             self._drop_behind(step, error)
@@ -358,7 +363,7 @@ class Pipeline:
         for step in steps:
             step.error = error if step is first else failure.behind()
             step.failure = failure
-            del self._live[step]
+            del self._under_way.live[step]
         self._finished.extend(steps)
 
     def _succeed(self, step: Step, outputs: wire.FloatArray, end: int) -> None:
@@ -366,18 +371,12 @@ class Pipeline:
         step.outputs = outputs
         line.position = end
         line.active = None
-        del self._live[step]
+        del self._under_way.live[step]
         self._finished.append(step)
         if line.waiting:
-            line.active = following = line.waiting.popleft()
-            self._make_ready(following)
+            self._go_on(line)
 
-    def _expired(self, step: Step) -> GatewayError:
-        why = f"; the stream to the gateway broke meanwhile: {self._broken.details()}" if self._broken else ""
-        error = GatewayError(
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            "the step's time limit passed; whether it was applied shows when it is sent again" + why,
-            reason="DEADLINE_EXCEEDED",
-        )
-        error.__cause__ = self._broken
-        return error
+    def _go_on(self, line: Line) -> None:
+        """It is the turn of the step that has waited longest in a session."""
+        line.active = step = line.waiting.popleft()
+        self._make_ready(step)

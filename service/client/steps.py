@@ -2,11 +2,18 @@
 
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from service.client.errors import GatewayError, PrecedingStepFailed
 from service.client.wire import FloatArray
+
+if TYPE_CHECKING:
+    from service.client.blocks import Block
+
+# Bytes that a step takes in a message beside the contents of its inputs: ids, shape, position, tags.
+STEP_OVERHEAD = 160
 
 
 class Step:
@@ -32,16 +39,18 @@ class Step:
         "position",
         "request_id",
         "shape",
+        "size",
         "span",
         "stream",
         "traceparent",
     )
 
-    def __init__(self, line: "Line", inputs: FloatArray, deadline: float, done: Callable[["Step"], None]) -> None:
+    def __init__(self, line: "Line", inputs: FloatArray, deadline: float, done: Callable[[Any], None]) -> None:
         self.line = line
         self.shape = inputs.shape
         self.length = inputs.shape[0] if inputs.ndim else 0
         self.content = inputs.tobytes()
+        self.size = len(self.content) + STEP_OVERHEAD
         self.deadline = deadline
         self.done = done
         self.position = 0
@@ -119,7 +128,7 @@ class Line:
     Attributes:
         position: Time steps that the session has consumed, as far as the gateway has told this client.
         tail: Where the next step will begin: ``position`` and what is on its way or waits.
-        active: The step on its way; None where there is none.
+        active: The step on its way, or the block that it is in; None where there is none.
         waiting: The steps behind it.
         failure: What failed last, until its caller knows and goes on.
         closed: Why no step is taken any more; empty while steps are taken.
@@ -130,7 +139,7 @@ class Line:
     def __init__(self, session_id: str, position: int) -> None:
         self.session_id = session_id
         self.position = self.tail = position
-        self.active: Step | None = None
+        self.active: Step | Block | None = None
         self.waiting: deque[Step] = deque()
         self.failure: Failure | None = None
         self.closed = ""

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 import grpc
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.client import calls, errors
+from service.client.blocks import Block
 from service.client.options import ClientOptions
 from service.client.pipeline import Pipeline
 from service.client.steps import Line, Step
@@ -41,18 +42,16 @@ class StepTasks:
         )
         self._step = channel.unary_unary(calls.STEP, pb.StepRequest.SerializeToString, pb.StepResponse.FromString)
 
-    def submit(self, steps: Sequence[Step]) -> None:
-        """Takes steps on. All that are taken on before the event loop gets its turn share a message."""
+    def submit(self, step: Step | Block) -> None:
+        """Takes a step on, or a block of them. All that come before the event loop gets its turn share a message."""
         if self._tracing is not None:
-            self._tracing.begin(steps)
-        for step in steps:
-            self._pipeline.submit(step)
+            self._tracing.begin(step)
+        self._pipeline.submit(step)
         self._wake()
 
-    def cancel(self, steps: Sequence[Step]) -> None:
-        """Gives up those of the steps that have no outcome yet."""
-        for step in steps:
-            self._pipeline.cancel(step)
+    def cancel(self, step: Step | Block) -> None:
+        """Gives a step up, or a block of them, as far as there is no outcome yet."""
+        self._pipeline.cancel(step)
         self._wake()
 
     def close_line(self, line: Line, reason: str) -> None:

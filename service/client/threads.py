@@ -9,13 +9,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.client import calls, errors
+from service.client.blocks import Block
 from service.client.errors import GatewayError
 from service.client.options import ClientOptions
 from service.client.pipeline import Pipeline
@@ -49,18 +50,17 @@ class StepThreads:
         )
         self._step = channel.unary_unary(calls.STEP, pb.StepRequest.SerializeToString, pb.StepResponse.FromString)
 
-    def submit(self, steps: Sequence[Step]) -> None:
-        """Takes steps on, all at once, so that they share a message.
+    def submit(self, step: Step | Block) -> None:
+        """Takes a step on, or a block of them.
 
         Raises:
             RuntimeError: this process was forked off from the one that made the client.
         """
         self.check_process()
         if self._tracing is not None:
-            self._tracing.begin(steps)
+            self._tracing.begin(step)
         with self._turn() as pipeline:
-            for step in steps:
-                pipeline.submit(step)
+            pipeline.submit(step)
 
     @property
     def forked(self) -> bool:
@@ -76,11 +76,10 @@ class StepThreads:
         if self.forked:
             raise RuntimeError("a client does not survive fork(): make one in each process, after forking")
 
-    def cancel(self, steps: Sequence[Step]) -> None:
-        """Gives up those of the steps that have no outcome yet."""
+    def cancel(self, step: Step | Block) -> None:
+        """Gives a step up, or a block of them, as far as there is no outcome yet."""
         with self._turn() as pipeline:
-            for step in steps:
-                pipeline.cancel(step)
+            pipeline.cancel(step)
 
     def close_line(self, line: Line, reason: str) -> None:
         """Takes no more steps of a session."""

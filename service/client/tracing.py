@@ -4,13 +4,14 @@ A call carries its trace context in its metadata. Steps of many traces share a s
 ``StepRequest.traceparent``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from service.client.blocks import Block
 from service.client.errors import GatewayError
 from service.client.steps import Step
 
@@ -42,19 +43,18 @@ class ClientTracing:
                 _mark_failed(span, error)
                 raise
 
-    def begin(self, steps: Sequence[Step]) -> None:
-        """Gives steps that are taken on their spans."""
-        for step in steps:
+    def begin(self, taken: Step | Block) -> None:
+        """Gives steps that are taken on their spans. Those of a block go by themselves then, each in its own trace."""
+        for step in taken.split() if isinstance(taken, Block) else [taken]:
             span = self._tracer.start_span("step", kind=SpanKind.CLIENT)
             carrier: dict[str, str] = {}
             _W3C.inject(carrier, trace.set_span_in_context(span))
             step.span = span
             step.traceparent = carrier.get("traceparent", "")
 
-    def end(self, step: Step) -> None:
+    def end(self, step: Step | Block) -> None:
         """Ends the span of a step that has its outcome."""
-        span = step.span
-        if isinstance(span, Span):
+        if isinstance(step, Step) and isinstance(span := step.span, Span):
             if step.error is not None:
                 _mark_failed(span, step.error)
             span.end()

@@ -31,6 +31,7 @@ STORE = "service/sessions/redis/store.py"
 COMMIT = "service/sessions/redis/scripts/commit.lua"
 
 CONTRACT = "tests/service/sessions/store_contract_test.py::"
+CLIENT_BLOCKS = "tests/service/client/blocks_chance_test.py::"
 PROTOCOL = "tests/service/sessions/protocol_test.py::"
 FAILURES = "tests/service/sessions/redis/failures_test.py::"
 REDIS = "tests/service/sessions/redis/store_test.py::"
@@ -201,9 +202,37 @@ MUTANTS = (
     Mutant(
         "client: takes a result for a step that ends elsewhere",
         PIPELINE,
-        "            if position == end:\n",
-        "            if True:\n",
+        "                if ends[at] == end:\n",
+        "                if True:\n",
         "tests/service/client/columns_test.py::test_results_that_make_no_sense_fail_their_steps_and_nothing_else",
+    ),
+    Mutant(
+        "client: takes the same result of a block twice",
+        "service/client/blocks.py",
+        "            and self._answered.find(1, first, last) < 0\n",
+        "",
+        f"{CLIENT_BLOCKS}test_blocks_and_steps_of_the_same_sessions_are_applied_once_and_in_order",
+    ),
+    Mutant(
+        "client: sends a block for a session that has a step under way",
+        "service/client/blocks.py",
+        "if line.active is not None or line.failure is not None or",
+        "if line.failure is not None or",
+        f"{CLIENT_BLOCKS}test_blocks_and_steps_of_the_same_sessions_are_applied_once_and_in_order",
+    ),
+    Mutant(
+        "client: forgets what was sent as a block on a stream that is lost",
+        "service/client/underway.py",
+        "        self.break_up_on(stream)\n        lost",
+        "        lost",
+        f"{CLIENT_BLOCKS}test_blocks_and_steps_of_the_same_sessions_are_applied_once_and_in_order",
+    ),
+    Mutant(
+        "client: a block that was given up after its answers came counts as seen",
+        PIPELINE,
+        "                self.cancel(each)\n",
+        "                pass\n",
+        f"{CLIENT_BLOCKS}test_a_caller_who_gives_a_block_up_and_repeats_gets_each_sequence_once",
     ),
     Mutant(
         "memory: a commit makes a session that is not there",

@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from matplotlib.image import imread
 
 from service.client import SequenceClient
+from service.client.calls import new_session_id
 from service.client.cli import main
 from service.client.cli.data import DataError, read_sequence, write_sequence
 from tests.service.support import random_inputs, run_whole
@@ -149,6 +150,12 @@ def test_errors_for_programs(run):
     assert code == 1
     assert document["error"]["reason"] == "MODEL_NOT_FOUND"
     assert document["error"]["metadata"] == {"model": "nobody"}
+
+
+def test_no_id_looks_like_an_option_of_a_command():
+    ids = {new_session_id() for _ in range(2000)}
+    assert len(ids) == 2000
+    assert not any(name.startswith("-") for name in ids)
 
 
 def test_help_and_usage_of_the_program_itself(gateway):

@@ -10,6 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
+from service.client.blocks import Block
 from service.client.pipeline import Pipeline
 from service.client.retry import RetryPolicy
 from service.client.steps import Line, Step
@@ -120,6 +121,19 @@ class Bench:
         self.pipeline.submit(step)
         return step
 
+    def block(self, *chunks, timeout=FOREVER):
+        """Steps of one call: each a session's id and its values."""
+        lines = [self.lines.setdefault(session_id, Line(session_id, 0)) for session_id, *_ in chunks]
+        inputs = [np.array(values, np.float32).reshape(-1, 1) for _, *values in chunks]
+        block = Block(lines, inputs, self.clock.now + timeout, self.ended.append)
+        self.pipeline.submit(block)
+        return block
+
+    def tell(self):
+        """Tells the callers of what has its outcome, as a driver does; ``ended`` says whom."""
+        for finished in self.pipeline.take_finished():
+            finished.done(finished)
+
     def send(self):
         """What the pipeline sends now: the stream and the message, None where it sends nothing."""
         self.pipeline.tick()
@@ -155,6 +169,16 @@ class Bench:
 
 def ids(message):
     return [request.session_id for request in requests_in(message)]
+
+
+def told(bench):
+    """The stream, once the gateway has said on it that it takes columns."""
+    bench.step("first", 0)
+    stream, message = bench.send()
+    assert not message.columns
+    bench.answer(stream, message)
+    bench.tell()
+    return stream
 
 
 def outputs(step):

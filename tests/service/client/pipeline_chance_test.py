@@ -24,16 +24,40 @@ from tests.service.client.pipeline_bench import (
 
 CHUNKS = st.lists(st.lists(st.integers(-9, 9), min_size=1, max_size=4), min_size=1, max_size=5)
 FAULTS = st.sampled_from(
-    ["answer", "reverse", "lose answers", "lose requests", "refuse", "overload", "drain", "unknown"]
+    [
+        "answer",
+        "reverse",
+        "in parts",
+        "twice",
+        "refuse some",
+        "lose some",
+        "lose answers",
+        "lose requests",
+        "refuse",
+        "overload",
+        "drain",
+        "unknown",
+    ]
 )
 
 
 def misbehave(bench, fault, stream, message):
     """One message meets one fault."""
-    if fault == "answer":
+    requests = requests_in(message)
+    some, rest = (pb.StreamStepsRequest(requests=part) for part in (requests[::2], requests[1::2]))
+    if fault in ("in parts", "twice"):
+        bench.answer(stream, rest)
+        bench.answer(stream, some if fault == "in parts" else message)
+    elif fault == "refuse some":
+        bench.refuse(stream, some, UNAVAILABLE)
+        bench.answer(stream, rest)
+    elif fault == "lose some":
+        bench.answer(stream, some)
+        misbehave(bench, "lose answers", stream, rest)
+    elif fault == "answer":
         bench.answer(stream, message)
     elif fault == "reverse":
-        bench.answer(stream, pb.StreamStepsRequest(requests=requests_in(message)[::-1]))
+        bench.answer(stream, pb.StreamStepsRequest(requests=requests[::-1]))
     elif fault == "refuse":
         bench.refuse(stream, message, UNAVAILABLE)
     elif fault == "overload":
@@ -42,12 +66,24 @@ def misbehave(bench, fault, stream, message):
         bench.refuse(stream, message, DRAINING)
     else:
         if fault != "lose requests":
-            for request in requests_in(message):
+            for request in requests:
                 bench.gateway.apply(request)
         if fault == "unknown":
             bench.refuse(stream, message, UNKNOWN_COMMIT)
         else:
             bench.pipeline.stream_ended(stream, GatewayError(grpc.StatusCode.UNAVAILABLE, fault))
+
+
+def meet(bench, faults):
+    """Each message meets a fault; where there is none, time passes."""
+    for fault in faults:
+        stream, message = bench.send()
+        if message is None:
+            wake = bench.pipeline.wake_at()
+            bench.clock.now = bench.clock.now if math.isinf(wake) else max(wake, bench.clock.now)
+        else:
+            assert len(set(ids(message))) == len(requests_in(message))
+            misbehave(bench, fault, stream, message)
 
 
 @settings(deadline=None)
@@ -57,14 +93,7 @@ def test_whatever_the_network_does_each_step_is_applied_once_and_in_order(sequen
     steps = {
         (n, k): bench.step(f"s{n}", *chunk) for n, chunks in enumerate(sequences) for k, chunk in enumerate(chunks)
     }
-    for fault in faults:
-        stream, message = bench.send()
-        if message is None:
-            wake = bench.pipeline.wake_at()
-            bench.clock.now = bench.clock.now if math.isinf(wake) else max(wake, bench.clock.now)
-        else:
-            assert len(set(ids(message))) == len(requests_in(message))
-            misbehave(bench, fault, stream, message)
+    meet(bench, faults)
     bench.settle()
     for n, chunks in enumerate(sequences):
         whole = [float(value) for chunk in chunks for value in chunk]
