@@ -273,6 +273,7 @@ class Session:
         future = StepFuture()
         step = Step(self._line, wire.as_inputs(inputs), self._connection.deadline(timeout), future.resolve)
         future.track(step, self._connection.threads)
+        self._connection.threads.check_process()
         self._connection.threads.submit(step)
         return future
 

@@ -38,17 +38,20 @@ class Sorter:
         self.alike: dict[Look | None, list[Step | Block]] = {}
         self._now = now
         self.columns = columns
-        # The look of the last step, which is often that of the next.
+        # The look of the last step, which is often that of the next: its shape, and from when to when it may end.
         self._shape: tuple[int, ...] | None = None
-        self._deadline = 0.0
+        self._after = self._until = 0.0
         self._same: list[Step | Block] = []
 
     def add(self, step: Step | Block) -> None:
         """Puts a step, or a block of them, to those that look like it."""
-        if step.shape != self._shape or step.deadline != self._deadline or step.traceparent:
+        if step.shape != self._shape or not self._after < step.deadline <= self._until or step.traceparent:
             look = look_of(step, self._now) if self.columns else None
             self._same = self.alike.setdefault(look, [])
-            self._shape, self._deadline = None if step.traceparent else step.shape, step.deadline
+            self._shape = None if look is None else look.shape
+            if look is not None:
+                self._until = self._now + look.ticks * _TICK_NS / 1e9
+                self._after = self._until - _TICK_NS / 1e9
         self._same.append(step)
 
 

@@ -46,7 +46,7 @@ class Pipeline:
         self._max_message_bytes = max_message_bytes
         self._clock = clock
         self._under_way = UnderWay()
-        self._ready = self._under_way.ready
+        self._ready, self._live = self._under_way.ready, self._under_way.live
         self._large: deque[Step] = deque()
         self._delayed: list[tuple[float, int, Step]] = []
         self._cancel: list[str] = []
@@ -79,7 +79,7 @@ class Pipeline:
                 return
             line.failure = None
         line.tail += step.length
-        self._under_way.live[step] = None
+        self._live[step] = None
         if step.deadline < self._next_expiry:
             self._next_expiry = step.deadline
         if line.active is None:
@@ -98,7 +98,7 @@ class Pipeline:
             return
         cancelled = GatewayError(grpc.StatusCode.CANCELLED, "the step was cancelled", reason="CANCELLED")
         line = step.line
-        if step in self._under_way.live:
+        if step in self._live:
             self._give_up(step, cancelled)
         elif step.outputs is not None and line.position == line.tail == step.position + step.length:
             # It was through already, but its caller went away without the outputs: as if the answer had been lost.
@@ -118,7 +118,7 @@ class Pipeline:
         self._closed = reason
         self.retire_stream()
         self._under_way.break_up(*self._under_way.blocks.values())
-        for step in list(self._under_way.live):
+        for step in list(self._live):
             if not step.finished:
                 self._give_up(step, errors.closed(reason))
 
@@ -266,7 +266,7 @@ class Pipeline:
                 self._make_ready(step)
         if now >= self._next_expiry:
             self._under_way.break_up(*[block for block in self._under_way.blocks.values() if block.deadline <= now])
-            for step in [step for step in self._under_way.live if step.deadline <= now]:
+            for step in [step for step in self._live if step.deadline <= now]:
                 if not step.finished:
                     self._give_up(step, errors.expired(self._broken))
             # Steps that end before this time leave it too early, never too late: a look for nothing, now and then.
@@ -290,25 +290,34 @@ class Pipeline:
         (self._large if alone else self._ready).append(step)
 
     def _answered_columns(self, results: pb.StepResultColumns) -> None:
-        names, ends, at = list(results.request_ids), list(results.positions), 0
+        names, ends = list(results.request_ids), list(results.positions)
         try:
             outputs = read_outputs(results)
         except ValueError as error:
             for step in filter(None, [self._under_way.take_sent(name) for name in names]):
                 self._fail(step, errors.nonsense(error))
             return
-        while at < len(names):
+        at = 0
+        while at < len(names) and self._under_way.blocks:
             block = self._under_way.block_of(names[at])
             first, count = block.matching(names, ends, at) if block is not None else (0, 0)
             if block is not None and count:
                 self._settle(block, first, outputs[at : at + count])
-            elif (answered := self._under_way.take_sent(names[at])) is not None:  # if not given up meanwhile
-                end = answered.position + answered.length
-                if ends[at] == end:
-                    self._succeed(answered, outputs[at].copy(), end)
-                else:
-                    self._fail(answered, errors.nonsense(wire.wrong_position(ends[at], end)))
+            else:
+                self._answered_row(names[at], ends[at], outputs[at])
             at += count or 1
+        for name, end, row in zip(names[at:], ends[at:], outputs[at:], strict=True):
+            self._answered_row(name, end, row)
+
+    def _answered_row(self, request_id: str, position: int, row: wire.FloatArray) -> None:
+        step = self._under_way.take_sent(request_id)
+        if step is None:  # given up meanwhile
+            return
+        end = step.position + step.length
+        if position == end:
+            self._succeed(step, row.copy(), end)
+        else:
+            self._fail(step, errors.nonsense(wire.wrong_position(position, end)))
 
     def _settle(self, block: Block, first: int, outputs: wire.FloatArray) -> None:
         for line in block.settle(first, outputs):
@@ -363,7 +372,7 @@ class Pipeline:
         for step in steps:
             step.error = error if step is first else failure.behind()
             step.failure = failure
-            del self._under_way.live[step]
+            del self._live[step]
         self._finished.extend(steps)
 
     def _succeed(self, step: Step, outputs: wire.FloatArray, end: int) -> None:
@@ -371,7 +380,7 @@ class Pipeline:
         step.outputs = outputs
         line.position = end
         line.active = None
-        del self._under_way.live[step]
+        del self._live[step]
         self._finished.append(step)
         if line.waiting:
             self._go_on(line)

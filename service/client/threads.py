@@ -51,12 +51,7 @@ class StepThreads:
         self._step = channel.unary_unary(calls.STEP, pb.StepRequest.SerializeToString, pb.StepResponse.FromString)
 
     def submit(self, step: Step | Block) -> None:
-        """Takes a step on, or a block of them.
-
-        Raises:
-            RuntimeError: this process was forked off from the one that made the client.
-        """
-        self.check_process()
+        """Takes a step on, or a block of them, in a process for which ``check_process`` holds."""
         if self._tracing is not None:
             self._tracing.begin(step)
         with self._turn() as pipeline:

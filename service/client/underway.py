@@ -58,7 +58,10 @@ class UnderWay:
 
     def fill(self, request: pb.StepRequest, step: Step, stream: int, now: float) -> None:
         """Writes a step into a request that is sent now, on a stream or (0) as a call of its own."""
-        self._note_sent(step, stream)
+        # An id of this attempt, so that an answer to an earlier one is not taken.
+        step.request_id = str(next(self.ids))
+        step.stream = stream
+        self._sent[step.request_id] = step
         wire.fill_step(
             request,
             request_id=step.request_id,
@@ -72,16 +75,17 @@ class UnderWay:
 
     def fill_columns(self, columns: pb.StepColumns, look: Look, steps: list[Step | Block], stream: int) -> None:
         """Writes steps and blocks of one look into columns that are sent now."""
+        ids, sent = self.ids, self._sent
         for step in steps:
-            if isinstance(step, Block):
-                step.stream = stream
-            else:
-                self._note_sent(step, stream)
+            step.stream = stream
+            if isinstance(step, Step):
+                step.request_id = name = str(next(ids))
+                sent[name] = step
         fill_columns(columns, look, steps)
 
     def block_of(self, request_id: str) -> Block | None:
         """The whole block that a step of this id would be in."""
-        return self.blocks.get(request_id.partition(".")[0]) if self.blocks else None
+        return self.blocks.get(request_id.partition(".")[0])
 
     def take_sent(self, request_id: str) -> Step | None:
         """The step that was sent under this id, which waits for its answer no more; None where there is none."""
@@ -98,9 +102,3 @@ class UnderWay:
         for step in lost:
             del self._sent[step.request_id]
         return lost
-
-    def _note_sent(self, step: Step, stream: int) -> None:
-        # An id of this attempt, so that an answer to an earlier one is not taken.
-        step.request_id = request_id = str(next(self.ids))
-        step.stream = stream
-        self._sent[request_id] = step

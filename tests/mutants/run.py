@@ -202,8 +202,8 @@ MUTANTS = (
     Mutant(
         "client: takes a result for a step that ends elsewhere",
         PIPELINE,
-        "                if ends[at] == end:\n",
-        "                if True:\n",
+        "        if position == end:\n",
+        "        if True:\n",
         "tests/service/client/columns_test.py::test_results_that_make_no_sense_fail_their_steps_and_nothing_else",
     ),
     Mutant(
