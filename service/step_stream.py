@@ -1,6 +1,7 @@
 """One stream of steps: messages come in with many steps, responses go out with many, as they finish."""
 
 import asyncio
+import contextvars
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
@@ -87,6 +88,8 @@ class StepStream:
         self._drained = drained
         self._begin = begin
         self._begin_columns = begin_columns
+        # Of this stream's call. What a step came to is told out of others: its task must not run as somebody else's.
+        self._context = contextvars.copy_context()
         self._told = False  # that steps may come as columns
         self._steps = 0  # under way, or answered and not taken
         self._handles: set[Handle] = set()
@@ -148,6 +151,10 @@ class StepStream:
                 self._cancel(message.cancel)
 
     async def _take(self, requests: Sequence[pb.StepRequest], refused: ServiceError | None) -> None:
+        if len(requests) == 1 and refused is None and not self._full and len(self._tasks) < _MAX_TASKS:
+            self._count_in(1)
+            self._start(requests)
+            return
         at = 0
         while at < len(requests):
             if self._full:
@@ -221,7 +228,7 @@ class StepStream:
 
     def _start_task(self, request: pb.StepRequest) -> None:
         # Tasks start in the order in which they are made, which keeps the steps of one session in order.
-        task = asyncio.create_task(self._answer(request))
+        task = asyncio.create_task(self._answer(request), context=self._context)
         self._in_tasks[request.session_id] += 1
         self._tasks[task] = request
         if request.request_id:

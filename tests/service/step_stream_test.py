@@ -1,12 +1,14 @@
 """One stream of steps against a client that does not take its responses."""
 
 import asyncio
+import contextvars
 
 import pytest
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.errors import MessageTooLarge
+from service.identity import Principal, current, set_caller
 from service.step_stream import StepStream
 
 
@@ -275,3 +277,47 @@ async def test_responses_that_are_too_many_for_a_message_are_sent_in_several():
     came = [message async for message in run]
     assert [r.request_id for message in came for r in message.responses] == list("abcdefghijklmnopq")
     assert all(message.ByteSize() <= 2 * 1024 * 1024 for message in came)
+
+
+async def test_a_step_that_is_left_to_a_task_runs_as_its_own_stream_s_caller():
+    """Whoever tells that it is left to one does so in another context, in which somebody else may be the caller."""
+    callers, left = [], []
+
+    async def answer(request):
+        callers.append(current().name)
+        return pb.StepResponse(request_id=request.request_id)
+
+    class Handle:
+        def __len__(self):
+            return 0
+
+        def names(self):
+            return ()
+
+        def cancel(self, request_id=None):
+            pass
+
+    handle = Handle()
+
+    def begin(requests, arrived):
+        left.append((requests, arrived))
+        return (handle,), ()
+
+    async def messages():
+        yield pb.StreamStepsRequest(requests=[pb.StepRequest(request_id="1", session_id="s")])
+        await settled()
+        (requests, arrived), elsewhere = left[0], contextvars.Context()
+        elsewhere.run(set_caller, lambda: Principal(name="other"))
+        elsewhere.run(arrived, handle, pb.StreamStepsResponse(), requests)
+
+    set_caller(lambda: Principal(name="own"))
+    run = StepStream(
+        answer=answer,
+        refuse=None,
+        check=lambda message: None,
+        max_steps=10,
+        drained=asyncio.Event(),
+        begin=begin,
+    ).run(messages())
+    answered = [response.request_id async for message in run for response in message.responses]
+    assert (answered, callers) == (["1"], ["own"])
