@@ -35,6 +35,12 @@ _log = logging.getLogger(__name__)
 
 # So many batches of short chunks may overtake the long ones that wait.
 _OVERTAKING = 3
+# A batch of at most so many rows x time steps is small, and brief where such batches take no longer than this.
+_SMALL_CELLS = 64
+_BRIEF_S = 1e-3
+# How long a small batch takes is a mean over some dozens of them; before there is one, it is taken to be long.
+_WEIGHT = 0.1
+_LONGEST_S = 10 * _BRIEF_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +66,7 @@ class BatchPolicy:
 class _Call:
     """A batch that runs: its items, what is running, and the timer that puts an end to it."""
 
-    __slots__ = ("batch", "began", "expired", "items", "limit", "long", "running")
+    __slots__ = ("batch", "began", "brief", "expired", "items", "limit", "long", "running", "small")
 
     running: asyncio.Future[StepBatchResult]
 
@@ -71,6 +77,7 @@ class _Call:
         self.batch: StepBatch | None = None
         self.limit: asyncio.TimerHandle | None = None
         self.expired = False
+        self.small = self.brief = False
 
     def expire(self) -> None:
         """It has taken too long."""
@@ -109,6 +116,7 @@ class Lane:
         self._context = contextvars.copy_context()
         self._most_calls = executor.max_in_flight
         self._calls: set[_Call] = set()
+        self._small_took = math.inf  # seconds, of small batches, of late
         self._halves: deque[list[Chunk]] = deque()  # of batches that failed as a whole
         self._called = False  # ``go`` is, soon
         self._closed = False
@@ -145,7 +153,7 @@ class Lane:
     def go(self) -> None:
         """Begins batches, as long as something waits and there is room for one. Called soon after each ``put``."""
         self._called = False
-        while len(self._calls) < self._most_calls and not self._closed and (self._halves or self.queued):
+        while self._may_begin():
             items, long = (self._halves.popleft(), False) if self._halves else self._form()
             if not items:
                 return
@@ -156,6 +164,12 @@ class Lane:
                 if self.queued or self._halves:
                     self._go_soon()
                 return
+
+    def _may_begin(self) -> bool:
+        if len(self._calls) >= self._most_calls or self._closed or not (self._halves or self.queued):
+            return False
+        # Beside a batch that is over so soon one of a few rows is not worth its price: they wait, and get more.
+        return 2 * self.queued >= self._max_rows or not any(call.brief for call in self._calls)
 
     def _go_soon(self) -> None:
         if not (self._called or self._closed):
@@ -177,6 +191,8 @@ class Lane:
         call = _Call(items, self._timer(), long=long)
         try:
             call.batch = batch = self._gather(items)
+            call.small = len(batch.lengths) * max(item.turn for item in items) <= _SMALL_CELLS
+            call.brief = call.small and self._small_took <= _BRIEF_S
             if self._eager is not None:
                 call.running = self._eager.begin(self._version.key, batch)
             else:
@@ -203,7 +219,11 @@ class Lane:
         self._long_batches -= call.long
         came = self._outcome(call)
         if call.batch is not None:
-            self._observer.batch_ran(self._ran(call.items, call.batch, call.began, failed=came[0] is None))
+            ran = self._ran(call.items, call.batch, call.began, failed=came[0] is None)
+            self._observer.batch_ran(ran)
+            if call.small:
+                before = min(self._small_took, _LONGEST_S)
+                self._small_took = before + _WEIGHT * (ran.seconds - before)
         return came
 
     def _outcome(self, call: _Call) -> tuple[StepBatchResult | None, ServiceError | None]:

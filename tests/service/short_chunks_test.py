@@ -3,10 +3,11 @@
 import asyncio
 
 import numpy as np
+import pytest
 
-from service.batcher import BatchPolicy
-from tests.service.batching import make, settle, submit
-from tests.service.support import random_inputs, run_whole
+from service.batcher import Batcher, BatchPolicy
+from tests.service.batching import Clock, make, settle, submit
+from tests.service.support import NumpyExecutor, random_inputs, run_whole
 
 
 async def test_a_one_step_request_does_not_wait_for_a_long_one():
@@ -76,4 +77,51 @@ async def test_a_short_one_is_not_lost_behind_a_long_one_that_was_given_up():
     long.cancel()
     executor.gate.set()
     await asyncio.gather(*short)
+    await batcher.close()
+
+
+@pytest.mark.parametrize(("seconds", "waits"), [(0.0005, True), (0.005, False)])
+async def test_a_few_rows_wait_for_a_batch_that_is_over_soon(seconds, waits):
+    clock = Clock()
+    executor = NumpyExecutor(max_in_flight=2)
+    policy = BatchPolicy(max_batch_size=8, max_steps_per_turn=10, executor_timeout=10)
+    batcher = Batcher(executor, policy=policy, clock=clock, timer=clock)
+    for seed in range(40):  # so long each of them takes
+        executor.hold()
+        step = submit(batcher, random_inputs(1, seed))
+        await executor.entered.wait()
+        clock.now += seconds
+        executor.gate.set()
+        await step
+    executor.hold()
+    steps = [submit(batcher, random_inputs(1))]
+    await executor.entered.wait()
+    began = len(executor.batches)
+    for _ in range(3):
+        steps.append(submit(batcher, random_inputs(1)))
+        await settle()
+    assert len(executor.batches) == began + (not waits)
+    steps.append(submit(batcher, random_inputs(1)))
+    await settle()
+    assert len(executor.batches) == began + 1  # half of a batch is worth it
+    executor.gate.set()
+    await asyncio.gather(*steps)
+    await batcher.close()
+
+
+async def test_nothing_waits_for_a_long_batch():
+    executor, clock = NumpyExecutor(max_in_flight=2), Clock()
+    policy = BatchPolicy(max_batch_size=8, max_steps_per_turn=100, executor_timeout=10)
+    batcher = Batcher(executor, policy=policy, clock=clock, timer=clock)
+    for seed in range(40):
+        await submit(batcher, random_inputs(1, seed))
+    executor.hold()
+    steps = [submit(batcher, random_inputs(100))]
+    await executor.entered.wait()
+    began = len(executor.batches)
+    steps.append(submit(batcher, random_inputs(1)))
+    await settle()
+    assert len(executor.batches) == began + 1
+    executor.gate.set()
+    await asyncio.gather(*steps)
     await batcher.close()
