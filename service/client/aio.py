@@ -129,7 +129,7 @@ class AsyncSequenceClient:
             return []
         turn, connection = _Turn(), self._connection
         lines = [session.line_of(connection) for session, _ in steps]
-        block = Block(lines, [wire.as_inputs(inputs) for _, inputs in steps], deadline, turn.done)
+        block = Block(lines, wire.as_all_inputs(inputs for _, inputs in steps), deadline, turn.done)
         await turn.run(block, connection)
         block.mark_seen()
         return block.outcomes() if return_exceptions else block.results()

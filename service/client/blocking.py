@@ -167,7 +167,7 @@ class SequenceClient:
             return []
         turn, connection = Turn(), self._connection
         lines = [session.line_of(connection) for session, _ in steps]
-        block = Block(lines, [wire.as_inputs(inputs) for _, inputs in steps], deadline, turn.done)
+        block = Block(lines, wire.as_all_inputs(inputs for _, inputs in steps), deadline, turn.done)
         turn.run(block, connection.threads)
         block.mark_seen()
         return block.outcomes() if return_exceptions else block.results()

@@ -83,7 +83,7 @@ def fill_columns(columns: pb.StepColumns, look: Look, steps: Sequence[Step | Blo
     inputs.dtype = FLOAT32
     inputs.shape.extend((len(names), *look.shape))
     inputs.content = b"".join([step.content for step in steps])
-    columns.timeout.FromNanoseconds(look.ticks * _TICK_NS)
+    columns.timeout.seconds, columns.timeout.nanos = divmod(look.ticks * _TICK_NS, 1_000_000_000)
 
 
 def read_outputs(results: pb.StepResultColumns) -> FloatArray:

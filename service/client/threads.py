@@ -9,8 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -54,8 +53,7 @@ class StepThreads:
         """Takes a step on, or a block of them, in a process for which ``check_process`` holds."""
         if self._tracing is not None:
             self._tracing.begin(step)
-        with self._turn() as pipeline:
-            pipeline.submit(step)
+        self._turn(self._pipeline.submit, step)
 
     @property
     def forked(self) -> bool:
@@ -73,26 +71,25 @@ class StepThreads:
 
     def cancel(self, step: Step | Block) -> None:
         """Gives a step up, or a block of them, as far as there is no outcome yet."""
-        with self._turn() as pipeline:
-            pipeline.cancel(step)
+        self._turn(self._pipeline.cancel, step)
 
     def close_line(self, line: Line, reason: str) -> None:
         """Takes no more steps of a session."""
-        with self._turn() as pipeline:
-            pipeline.close_line(line, reason)
+        self._turn(self._pipeline.close_line, line, reason)
 
     def close(self, reason: str) -> None:
         """Fails what has no outcome yet and ends the threads; the streams end with their channel."""
-        with self._turn() as pipeline:
-            self._closed = True
-            pipeline.close(reason)
-            self._alarm.notify()
+        self._turn(self._close, reason)
 
-    @contextmanager
-    def _turn(self) -> Iterator[Pipeline]:
-        """The pipeline under the lock; afterwards, what it wants done is done."""
+    def _close(self, reason: str) -> None:
+        self._closed = True
+        self._pipeline.close(reason)
+        self._alarm.notify()
+
+    def _turn(self, action: Callable[..., None], *arguments: object) -> None:
+        """Tells the pipeline something under the lock; afterwards, what it wants done is done."""
         with self._lock:
-            yield self._pipeline
+            action(*arguments)
             self._wake()
             large = self._take_large()
             finished = self._pipeline.take_finished()
@@ -138,14 +135,12 @@ class StepThreads:
         try:
             metadata = self._options.metadata()
             for message in self._stream_steps(self._messages(number), metadata=metadata):
-                with self._turn() as pipeline:
-                    pipeline.received(message, number)
+                self._turn(self._pipeline.received, message, number)
         except grpc.RpcError as broken:
             error = errors.from_call(broken)
         except ValueError:  # gRPC's way to say that the channel is closed
             error = errors.closed("the client is closed")
-        with self._turn() as pipeline:
-            pipeline.stream_ended(number, error)
+        self._turn(self._pipeline.stream_ended, number, error)
 
     def _take_large(self) -> list[pb.StepRequest]:
         large = []
@@ -159,8 +154,7 @@ class StepThreads:
             call = self._step.future(request, timeout=timeout, metadata=self._options.metadata(request.traceparent))
         except (GatewayError, ValueError) as error:
             failure = error if isinstance(error, GatewayError) else errors.closed("the client is closed")
-            with self._turn() as pipeline:
-                pipeline.refused(request.request_id, failure)
+            self._turn(self._pipeline.refused, request.request_id, failure)
         else:
             call.add_done_callback(lambda done: self._answered_alone(request.request_id, done))
 
@@ -172,11 +166,9 @@ class StepThreads:
         except grpc.FutureCancelledError:
             failure = errors.closed("the client is closed")
         else:
-            with self._turn() as pipeline:
-                pipeline.answered(response)
+            self._turn(self._pipeline.answered, response)
             return
-        with self._turn() as pipeline:
-            pipeline.refused(request_id, failure)
+        self._turn(self._pipeline.refused, request_id, failure)
 
     def _keep_time(self) -> None:
         while not self._closed:
@@ -185,5 +177,4 @@ class StepThreads:
                 delay = self._alarm_at - time.monotonic()
                 if delay > 0 and not self._closed:
                     self._alarm.wait(min(delay, threading.TIMEOUT_MAX))
-            with self._turn() as pipeline:
-                pipeline.tick()
+            self._turn(self._pipeline.tick)

@@ -1,5 +1,6 @@
 """NumPy to protobuf and back, for the client."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ def as_inputs(inputs: npt.ArrayLike) -> FloatArray:
             raise TypeError(f"inputs are of dtype {array.dtype}; expected real numbers, which are sent as float32")
         array = array.astype(LITTLE_FLOAT32)
     return array
+
+
+def as_all_inputs(inputs: Iterable[npt.ArrayLike]) -> list[FloatArray]:
+    """``as_inputs`` of each; of what is an array of float32 already, as most are, at half the price."""
+    return [each if type(each) is np.ndarray and each.dtype is LITTLE_FLOAT32 else as_inputs(each) for each in inputs]
 
 
 def to_array(tensor: tensor_pb2.Tensor) -> FloatArray:
