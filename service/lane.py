@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.chunk import Chunk
+from service.durations import MeanDuration
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
@@ -38,9 +39,8 @@ _OVERTAKING = 3
 # A batch of at most so many rows x time steps is small, and brief where such batches take no longer than this.
 _SMALL_CELLS = 64
 _BRIEF_S = 1e-3
-# How long a small batch takes is a mean over some dozens of them; before there is one, it is taken to be long.
-_WEIGHT = 0.1
-_LONGEST_S = 10 * _BRIEF_S
+# Where batches take longer than this, it hardly matters how long the executor waits for the next one.
+_AHEAD_S = 10e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,8 @@ class Lane:
         self._context = contextvars.copy_context()
         self._most_calls = executor.max_in_flight
         self._calls: set[_Call] = set()
-        self._small_took = math.inf  # seconds, of small batches, of late
+        self._ahead = 0 if self._eager is None else self._eager.ahead
+        self._small, self._large = MeanDuration(10 * _BRIEF_S), MeanDuration(10 * _AHEAD_S)  # by the size of the batch
         self._halves: deque[list[Chunk]] = deque()  # of batches that failed as a whole
         self._called = False  # ``go`` is, soon
         self._closed = False
@@ -166,10 +167,15 @@ class Lane:
                 return
 
     def _may_begin(self) -> bool:
-        if len(self._calls) >= self._most_calls or self._closed or not (self._halves or self.queued):
+        calls, rows = len(self._calls), self.queued
+        if self._closed or not (self._halves or rows):
             return False
+        if calls >= self._most_calls:
+            # Ahead in the executor wait large batches of short chunks alone: there nothing could overtake the others.
+            ahead = self._ahead if self._large.seconds <= _AHEAD_S else 0
+            return calls < self._most_calls + ahead and 2 * len(self._short) >= self._max_rows
         # Beside a batch that is over so soon one of a few rows is not worth its price: they wait, and get more.
-        return 2 * self.queued >= self._max_rows or not any(call.brief for call in self._calls)
+        return 2 * rows >= self._max_rows or not any(call.brief for call in self._calls)
 
     def _go_soon(self) -> None:
         if not (self._called or self._closed):
@@ -192,7 +198,7 @@ class Lane:
         try:
             call.batch = batch = self._gather(items)
             call.small = len(batch.lengths) * max(item.turn for item in items) <= _SMALL_CELLS
-            call.brief = call.small and self._small_took <= _BRIEF_S
+            call.brief = call.small and self._small.seconds <= _BRIEF_S
             if self._eager is not None:
                 call.running = self._eager.begin(self._version.key, batch)
             else:
@@ -221,9 +227,7 @@ class Lane:
         if call.batch is not None:
             ran = self._ran(call.items, call.batch, call.began, failed=came[0] is None)
             self._observer.batch_ran(ran)
-            if call.small:
-                before = min(self._small_took, _LONGEST_S)
-                self._small_took = before + _WEIGHT * (ran.seconds - before)
+            (self._small if call.small else self._large).note(ran.seconds)
         return came
 
     def _outcome(self, call: _Call) -> tuple[StepBatchResult | None, ServiceError | None]:
@@ -274,7 +278,8 @@ class Lane:
     def _form(self) -> tuple[list[Chunk], bool]:
         """Takes the next batch off the queues, and gives each item its turn; it may be empty. Tells if of long ones."""
         expected = bool(self._short) or self._clock() < self._short_until
-        may_run_long = not expected or self._long_batches < max(1, self._most_calls - 1)
+        most = self._most_calls - 1 if expected else self._most_calls
+        may_run_long = self._long_batches < max(1, most) and len(self._calls) < self._most_calls
         long = may_run_long and (self._overtaken >= _OVERTAKING or not self._short)
         items = self._form_long(expected) if long else self._form_short()
         if not items and may_run_long:  # what was to come first has been cancelled

@@ -17,6 +17,8 @@ _MANY_ROWS = 16
 # Shares of the time that a thread may have worked: all of it for a small batch, all but such runs for a large one.
 _MOST_WORK = 0.9
 _MOST_OWN_WORK = 0.75
+# Likewise while longer runs are under way: what is woken up for them as well finds the cores taken.
+_MOST_BESIDE = 0.5
 
 
 class BriefRuns:
@@ -62,8 +64,8 @@ class Load:
         """The thread has made a run that it might have left to others."""
         self._runs += seconds
 
-    def leaves_time(self, rows: int) -> bool:
-        """Whether it should make a run of so many rows itself, as far as its other work goes."""
+    def leaves_time(self, rows: int, *, beside: bool = False) -> bool:
+        """Whether it should make a run of so many rows itself, ``beside`` longer ones, as far as other work goes."""
         now = self._clock()
         past = now - self._since
         if past >= _WINDOW_S:
@@ -71,4 +73,6 @@ class Load:
             self._all = (worked - self._worked) / past
             self._own = (worked - self._worked - self._runs) / past
             self._since, self._worked, self._runs = now, worked, 0.0
+        if beside:
+            return self._all <= _MOST_BESIDE
         return self._own <= _MOST_OWN_WORK if rows >= _MANY_ROWS else self._all <= _MOST_WORK

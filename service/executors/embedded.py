@@ -82,13 +82,19 @@ class EmbeddedExecutor:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
-        self._runs = 0  # under way, or waiting for a thread
+        self._runs = 0  # under way in threads, or waiting for one
+        self._small_runs = 0  # those of them that might have run on the event loop's own
         self._brief = BriefRuns()
         self._load_here = Load()  # of the event loop's thread
 
     @property
     def max_in_flight(self) -> int:
         """Two: while one batch runs, the next is gathered and handed over."""
+        return 2
+
+    @property
+    def ahead(self) -> int:
+        """Two: one for each thread, which then begins the next run without the event loop."""
         return 2
 
     @property
@@ -165,7 +171,7 @@ class EmbeddedExecutor:
         if model is None:
             raise ModelVersionUnavailable(f"model version {key} is not loaded", model=key.model, version=key.version)
         steps = int(batch.lengths.max(initial=0))
-        if not self._runs and self._may_run_here(model, batch, steps):
+        if not self._small_runs and self._may_run_here(model, batch, steps):
             return self._run_here(model, batch, steps)
         # Cut up only over the threads that are free: a batch in one piece costs less.
         free = max(1, self._threads - self._runs)
@@ -177,7 +183,7 @@ class EmbeddedExecutor:
         return asyncio.ensure_future(_joined(runs))
 
     def _may_run_here(self, model: SavedModel, batch: StepBatch, steps: int) -> bool:
-        """Whether a batch is over sooner than a thread would have begun it, and nothing else has to be done meanwhile.
+        """Whether a batch is over sooner than a thread would have begun it, and little else has to be done meanwhile.
 
         Only what is compiled, for this processor: it has no operation that could wait for anything, so it cannot hold
         up the event loop.
@@ -185,7 +191,9 @@ class EmbeddedExecutor:
         rows, most = batch.inputs.shape[:2]
         if rows * steps > _BRIEF_CELLS or not (model.on_cpu and model.is_compiled(rows, most)):
             return False
-        return self._load_here.leaves_time(rows) and self._brief.expected((model.key, rows, steps))
+        return self._load_here.leaves_time(rows, beside=self._runs > 0) and self._brief.expected(
+            (model.key, rows, steps)
+        )
 
     def _run_here(self, model: SavedModel, batch: StepBatch, steps: int) -> asyncio.Future[StepBatchResult]:
         run: asyncio.Future[StepBatchResult] = asyncio.get_running_loop().create_future()
@@ -201,12 +209,15 @@ class EmbeddedExecutor:
         self, runners: ThreadPoolExecutor, model: SavedModel, batch: StepBatch, steps: int
     ) -> asyncio.Future[StepBatchResult]:
         run = asyncio.get_running_loop().run_in_executor(runners, self._run, model, batch, steps)
+        small = len(batch.lengths) * steps <= _BRIEF_CELLS
         self._runs += 1
-        run.add_done_callback(self._ended)
+        self._small_runs += small
+        run.add_done_callback(functools.partial(self._ended, small))
         return run
 
-    def _ended(self, run: asyncio.Future[StepBatchResult]) -> None:
+    def _ended(self, small: bool, run: asyncio.Future[StepBatchResult]) -> None:
         self._runs -= 1
+        self._small_runs -= small
 
     async def wait_compiled(self, limit: float) -> bool:
         """Waits until every shape that was asked for or foreseen is compiled; returns whether that took less."""

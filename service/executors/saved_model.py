@@ -11,7 +11,15 @@ import numpy.typing as npt
 
 from service.errors import BadModelOutput, ExecutorUnavailable, ModelLoadError
 from service.executors.description import DescriptionError, parse_description
-from service.types import ALIGNMENT, ModelVersion, StepBatch, StepBatchResult, VersionKey, all_finite
+from service.types import (
+    ALIGNMENT,
+    ModelVersion,
+    StepBatch,
+    StepBatchResult,
+    VersionKey,
+    address_of,
+    all_finite,
+)
 
 _STEP_INPUTS = {"inputs": ("float32", 3), "lengths": ("int32", 1), "reset": ("bool", 1), "state": ("float32", 2)}
 _Function: TypeAlias = Callable[..., tuple[Any, Any]]
@@ -144,7 +152,7 @@ class SavedModel:
     def _tensor(self, array: npt.NDArray[Any]) -> Any:
         """A tensor on the array's own memory where that is aligned as TensorFlow wants it; else on a copy."""
         flags = array.flags
-        if flags.c_contiguous and flags.writeable and array.__array_interface__["data"][0] % ALIGNMENT == 0:
+        if flags.c_contiguous and flags.writeable and array.size and address_of(array) % ALIGNMENT == 0:
             return self._tf.experimental.dlpack.from_dlpack(array.__dlpack__())
         return self._tf.convert_to_tensor(array)
 

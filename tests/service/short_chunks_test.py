@@ -125,3 +125,44 @@ async def test_nothing_waits_for_a_long_batch():
     executor.gate.set()
     await asyncio.gather(*steps)
     await batcher.close()
+
+
+class EagerExecutor(NumpyExecutor):
+    """Takes two calls more than it runs."""
+
+    ahead = 2
+
+    def begin(self, key, batch):
+        return asyncio.create_task(self.step(key, batch))
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "seconds", "begun"),
+    [
+        (40, 10, 0.005, 4),
+        (20, 10, 0.005, 3),  # the last is half full
+        (19, 10, 0.005, 2),
+        (40, 10, 0.5, 2),  # they take so long that nobody gains by it
+        (40, 11, 0.005, 2),  # long chunks: short ones could not overtake them there
+    ],
+)
+async def test_full_batches_of_short_chunks_wait_ahead_in_the_executor(rows, length, seconds, begun):
+    clock, executor = Clock(), EagerExecutor(max_in_flight=2)
+    policy = BatchPolicy(max_batch_size=8, max_steps_per_turn=10, executor_timeout=10)
+    batcher = Batcher(executor, policy=policy, clock=Clock(), timer=clock)
+    for seed in range(40):  # so long each of them takes
+        executor.hold()
+        steps = [submit(batcher, random_inputs(10, seed)) for _ in range(8)]
+        await executor.entered.wait()
+        clock.now += seconds
+        executor.gate.set()
+        await asyncio.gather(*steps)
+    executor.hold()
+    before = len(executor.batches)
+    steps = [submit(batcher, random_inputs(length, seed)) for seed in range(rows)]
+    await settle()
+    assert len(executor.batches) - before == begun
+    executor.gate.set()
+    for seed, outcome in enumerate(await asyncio.gather(*steps)):
+        np.testing.assert_array_equal(outcome[0], run_whole(random_inputs(length, seed))[0])
+    await batcher.close()

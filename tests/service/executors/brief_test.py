@@ -140,13 +140,27 @@ async def test_a_thread_that_has_a_lot_to_do_leaves_them_to_others(
     assert threads.here == 1
 
 
-async def test_beside_a_batch_that_runs_in_a_thread_a_brief_one_goes_to_a_thread_too(
-    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("most", "here"), [(2.0, 1), (-1.0, 0)])
+async def test_beside_a_longer_batch_a_brief_one_runs_on_a_loop_that_has_much_time_left(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch, most: float, here: int
 ) -> None:
+    monkeypatch.setattr("service.executors.brief._MOST_BESIDE", most)
     threads = Threads(monkeypatch)
     for _ in range(8):
         await executor.step(KEY, batch_of(1))
     beside = executor.begin(KEY, batch_of(8, 2))
+    await asyncio.gather(executor.begin(KEY, batch_of(1)), beside)
+    assert (threads.elsewhere, threads.here) == (10 - here, here)
+
+
+async def test_beside_a_small_batch_in_a_thread_a_brief_one_goes_to_a_thread_too(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.executors.brief._MOST_BESIDE", 2.0)
+    threads = Threads(monkeypatch)
+    for _ in range(8):
+        await executor.step(KEY, batch_of(1))
+    beside = executor.begin(KEY, batch_of(2))  # not seen to be brief yet
     await asyncio.gather(executor.begin(KEY, batch_of(1)), beside)
     assert (threads.elsewhere, threads.here) == (10, 0)
 
