@@ -19,7 +19,7 @@ import secrets
 import threading
 import time
 
-os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # as docs/clients.md advises; of every load alike
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # as docs/client.md advises; of every load alike
 
 import grpc
 import numpy as np

@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 SESSIONS = (1, 8, 64, 256)
 RATES = (1000, 3000, 6000, 10_000)
-# Threads of the coalescing client: with two, one makes its message while the other's steps run.
-GROUPS = {1: 1, 8: 1, 64: 2, 256: 2}
+# Threads of the coalescing client: one makes its message while the others' steps run.
+GROUPS = {1: 1, 8: 1, 64: 2, 256: 4}
 # Batch and time steps of a bare executor's call.
 SHAPES = ((1, 1), (8, 1), (64, 1), (16, 16), (32, 16), (64, 16), (128, 16), (256, 16))
 PLAIN_SHAPES = ((1, 1), (64, 1), (64, 16), (256, 16))

@@ -40,7 +40,7 @@ _OVERTAKING = 3
 _SMALL_CELLS = 64
 _BRIEF_S = 1e-3
 # Where batches take longer than this, it hardly matters how long the executor waits for the next one.
-_AHEAD_S = 10e-3
+_AHEAD_S = 30e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

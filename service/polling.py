@@ -4,7 +4,7 @@ import os
 
 # With gRPC's event engine a message passes through one more thread, which has to be woken up for it. Without, the
 # thread that waits for the network hands it over: a quarter less CPU a message on either side (docs/design.md).
-_SETTING, _IN_PLACE = "GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client"
+SETTING, IN_PLACE = "GRPC_EXPERIMENTS", "-event_engine_listener,-event_engine_client"
 
 
 def poll_in_place() -> None:
@@ -13,4 +13,4 @@ def poll_in_place() -> None:
     For programs; what only uses a client leaves that to its program. To be called before ``import grpc``: later it is
     without effect.
     """
-    os.environ.setdefault(_SETTING, _IN_PLACE)
+    os.environ.setdefault(SETTING, IN_PLACE)

@@ -1,6 +1,7 @@
 """A gateway around the test model as a process: ``python -m tests.service.gateway_process PORT_FILE STORE``."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from service.backends import make_store
 from service.config import Settings
+from service.polling import IN_PLACE, SETTING
 from service.server import serve_with
 from tests.service.support import NumpyExecutor
 
@@ -18,7 +20,10 @@ from tests.service.support import NumpyExecutor
 @contextmanager
 def gateway_process(port_file: Path, store: str = "memory") -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The process and its port; ended by SIGTERM, which has to give exit code 0."""
-    process = subprocess.Popen([sys.executable, "-m", "tests.service.gateway_process", str(port_file), store])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.service.gateway_process", str(port_file), store],
+        env={SETTING: IN_PLACE, **os.environ},  # as ntm-serve has it
+    )
     try:
         while not port_file.exists():
             assert process.poll() is None, "the gateway ended at start"
