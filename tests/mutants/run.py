@@ -211,7 +211,7 @@ MUTANTS = (
         "service/client/blocks.py",
         "            and self._answered.find(1, first, last) < 0\n",
         "",
-        f"{CLIENT_BLOCKS}test_blocks_and_steps_of_the_same_sessions_are_applied_once_and_in_order",
+        "tests/service/client/blocks_test.py::test_a_result_that_comes_again_is_taken_once",
     ),
     Mutant(
         "client: sends a block for a session that has a step under way",

@@ -42,6 +42,20 @@ def test_results_come_in_parts_and_in_any_order(bench):
     assert [bench.lines[f"s{n}"].position for n in range(6)] == [1] * 6
 
 
+def test_a_result_that_comes_again_is_taken_once(bench):
+    before = len(bench.ended)
+    block = bench.block(("a", 1), ("b", 2), ("c", 3))
+    stream, message = bench.send()
+    for _ in range(3):
+        bench.answer(stream, of(message, 0))
+    bench.tell()
+    assert len(bench.ended) == before
+    bench.answer(stream, of(message, 1, 2))
+    bench.tell()
+    assert len(bench.ended) == before + 1
+    assert rows(block) == [[1], [2], [3]]
+
+
 def test_outputs_are_the_callers_to_write_and_hold_nothing_but_those_of_their_call(bench):
     block, other = bench.block(("a", 1), ("b", 2)), bench.block(("c", 3), ("d", 4))
     bench.answer(*bench.send())
