@@ -198,7 +198,8 @@ class Lane:
         try:
             call.batch = batch = self._gather(items)
             call.small = len(batch.lengths) * max(item.turn for item in items) <= _SMALL_CELLS
-            call.brief = call.small and self._small.seconds <= _BRIEF_S
+            # In another process it may hang, and others beside it need not: nothing waits for that.
+            call.brief = self._eager is not None and call.small and self._small.seconds <= _BRIEF_S
             if self._eager is not None:
                 call.running = self._eager.begin(self._version.key, batch)
             else:

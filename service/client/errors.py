@@ -63,7 +63,7 @@ class GatewayError(grpc.RpcError):
         return self._message
 
     # grpc's published types call the pairs by a name of their own; they are the plain pairs of all other metadata.
-    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:  # type: ignore[override]
+    def trailing_metadata(self) -> tuple[tuple[str, str | bytes], ...]:  # type: ignore[override] # see above
         """The call's trailing metadata; empty for a step that failed among others in a stream."""
         return self._trailing_metadata
 
