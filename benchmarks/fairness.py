@@ -77,7 +77,7 @@ def flood(target):
                     running[session] = session.step_async(chunk)
                     done += 1
                     print(done, flush=True)
-            time.sleep(0.005)
+            time.sleep(0.005)  # the clients beside it need the cores; its queues hold far more than this
 
 
 def client_sessions(client):
@@ -94,7 +94,7 @@ def flooding(target, folder):
         while "flooding" not in output.read_text():
             if process.poll() is not None:
                 raise SystemExit("the flood ended")
-            time.sleep(0.05)
+            time.sleep(0.05)  # another process has to start and say so
         yield lambda: len(output.read_text().splitlines()) - 1
         if process.poll() is not None:
             raise SystemExit("the flood ended before the measurement did")

@@ -151,7 +151,7 @@ def told(process, log, pattern):
     while (found := re.search(pattern, log.read_text())) is None:
         if process.poll() is not None:
             raise SystemExit(log.read_text())
-        time.sleep(0.02)
+        time.sleep(0.02)  # another process has to start and say so
     return found[1]
 
 

@@ -41,7 +41,7 @@ class Server:
         while not (self._port_file.exists() and self._port_file.read_text().strip()):
             if self.process.poll() is not None:
                 raise SystemExit(self.log.read_text())
-            time.sleep(every)
+            time.sleep(every)  # the file is another process' to write
 
     def wait_serving(self):
         """Waits for grpc.health.v1 to say SERVING."""
@@ -56,7 +56,7 @@ class Server:
         """Waits until it has used next to no CPU for so long: what it compiles in the background is compiled."""
         while True:
             before = self.cpu_seconds()
-            time.sleep(seconds)
+            time.sleep(seconds)  # what is measured is this time
             if self.cpu_seconds() - before < 0.05 * seconds:
                 return
 

@@ -165,7 +165,7 @@ def valkey(stack, folder):
             try:
                 client.ping()
             except redis.ConnectionError:
-                time.sleep(0.02)
+                time.sleep(0.02)  # another process has to start
             else:
                 return process, url
 

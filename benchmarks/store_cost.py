@@ -114,7 +114,7 @@ def start(folder, name, *command):
     while not port_file.exists():
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{name} does not start:\n{log.read_text()}")
-        time.sleep(0.05)
+        time.sleep(0.05)  # the file is another process' to write
     return process, int(port_file.read_text())
 
 
@@ -132,7 +132,7 @@ def start_valkey(folder, fsync):
             except redis.ConnectionError:
                 if time.monotonic() > deadline:
                     raise
-                time.sleep(0.05)
+                time.sleep(0.05)  # another process has to start
             else:
                 return process, f"unix://{data / 's'}"
 

@@ -79,7 +79,7 @@ class GatewayProcess:
                 raise GatewayFailed(f"the gateway ended with exit code {self._process.returncode}{self._tail()}")
             if time.monotonic() > deadline:
                 raise GatewayFailed(f"the gateway was not SERVING after {START_LIMIT_S:.0f} s{self._tail()}")
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_S)  # another process has to start, and writes a file when it has
 
     def _tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-15:]
