@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     )
     xla: bool = Field(default=True, description="Compile the models in the background (serves uncompiled until then).")
 
+    max_connections: int = Field(
+        default=1000, ge=1, description="The most connections of clients; another one is closed as soon as it is made."
+    )
     max_sessions: int = Field(default=100_000, ge=1, description="The most sessions kept.")
     max_queued_steps: int = Field(default=10_000, ge=1, description="The most steps taken on and not yet answered.")
     max_queued_mib: float = Field(default=256, gt=0, description="The most MiB of inputs that these hold together.")

@@ -376,6 +376,8 @@ def _server_options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         # Two gateways on one port would share its connections at random; the second is refused instead.
         ("grpc.so_reuseport", 0),
+        # What a connection took is not all given back, and a process has only so many descriptors.
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ]
