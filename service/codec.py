@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
@@ -189,10 +189,10 @@ def render_failure(request: pb.StepRequest, status: status_pb2.Status) -> pb.Ste
     return pb.StepResponse(request_id=request.request_id, session_id=request.session_id, status=status)
 
 
-def render_session(session: Session | SessionSummary) -> pb.Session:
-    """A session's public face."""
+def render_session(session: Session | SessionSummary, make: Callable[..., pb.Session] = pb.Session) -> pb.Session:
+    """A session's public face; ``make`` may add it to a list of them: a message by itself takes much more memory."""
     info = session.info
-    return pb.Session(
+    return make(
         session_id=info.key.session_id,
         model=pb.ModelSpec(name=info.version.model, version=info.version.version),
         fingerprint=info.fingerprint,

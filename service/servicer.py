@@ -107,9 +107,10 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         principal, size = current().name, codec.parse_page_size(request.page_size)
         found = await self._sessions.list(principal, self._sealer.unseal_page(principal, request.page_token), size)
         more = self._sealer.seal_page(principal, found[-1].info.key.session_id) if len(found) == size else ""
-        return pb.ListSessionsResponse(
-            sessions=[codec.render_session(session) for session in found], next_page_token=more
-        )
+        page = pb.ListSessionsResponse(next_page_token=more)
+        for session in found:
+            codec.render_session(session, page.sessions.add)
+        return page
 
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> empty_pb2.Empty:
         await self._sessions.delete(_key(request.session_id))

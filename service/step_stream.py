@@ -265,25 +265,24 @@ class StepStream:
                 handle.cancel(request_id)
 
     def _answered(self, responses: pb.StreamStepsResponse) -> None:
-        size = responses.ByteSize()
-        self._done.append((responses, size, steps_in(responses)))
+        """Has responses go out, in one message with those that wait: a message each takes ten times their size."""
+        size, steps = responses.ByteSize(), steps_in(responses)
         self._done_bytes += size
+        if self._done and self._done[-1][1] + size <= _MESSAGE_BYTES:
+            message, its_size, its_steps = self._done.pop()
+            message.MergeFrom(responses)
+            responses, size, steps = message, its_size + size, its_steps + steps
+        self._done.append((responses, size, steps))
         self._wake.set()
         self._mind_room()
 
     def _next_message(self) -> pb.StreamStepsResponse:
-        """All the responses that are ready, or as many as make a message."""
+        """Responses that are ready, as many as make a message."""
         message, size, steps = self._done.popleft()
         if size > _MESSAGE_BYTES and len(message.responses) + len(message.columns) > 1:
             self._done.extendleft(reversed(_halves(message)))
             return self._next_message()
         self._done_bytes -= size
-        while self._done and size + self._done[0][1] <= _MESSAGE_BYTES:
-            more, its_size, its_steps = self._done.popleft()
-            self._done_bytes -= its_size
-            size += its_size
-            steps += its_steps
-            message.MergeFrom(more)
         if not self._told:
             message.takes_columns = self._told = True
         self._steps -= steps

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import gc
+import sys
 
 import pytest
 
@@ -70,6 +72,21 @@ async def test_a_client_that_takes_no_responses_is_not_read_further_and_gets_all
     assert sorted(response.request_id for response in came) == sorted(
         f"{n}-{part}" for n in range(200) for part in "ab"
     )
+
+
+async def test_responses_that_are_not_taken_wait_in_one_message():
+    """A message each takes Python ten times their bytes, for every step of every stream that is not read."""
+    client = Client(400)
+    responses = stream_of(client)
+    first = await anext(responses)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    await settled()
+    waiting = sys.getallocatedblocks() - before
+    assert client.read == 400
+    assert waiting < 400
+    second = await anext(responses)
+    assert len(first.responses) + len(second.responses) == 800
 
 
 async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
