@@ -33,7 +33,7 @@ from service.errors import ModelLoadError
 from service.executors import Executor
 from service.interceptors import Authenticator, CallInterceptor
 from service.logs import RequestLog, configure_logging
-from service.memory import keep_heaps_short, tidy_forever
+from service.memory import heaps, tidy_forever
 from service.monitor import Monitor
 from service.seal import Sealer
 from service.servicer import Limits, ModelServicer, SequenceServicer
@@ -222,7 +222,7 @@ async def serve_with(
 ) -> int:
     """Runs a gateway until SIGTERM or SIGINT; returns the exit code: 0 where everything under way was answered."""
     started = time.monotonic()
-    keep_heaps_short()
+    heaps()
     _suit_the_interpreter()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -256,7 +256,7 @@ def command() -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Reads the settings and serves; returns the exit code."""
-    keep_heaps_short()
+    heaps()
     try:
         settings = read_settings(argv)
         if settings.check:

@@ -9,18 +9,18 @@ import weakref
 
 from service.memory import tidy_forever
 
-# Three threads that hold memory for as long as the heaps are counted, which glibc tells on a file of C's.
+# Eight threads that hold memory for as long as the heaps are counted, which glibc tells on a file of C's.
 COUNT_HEAPS = """
 import ctypes, sys, threading
-from service.memory import keep_heaps_short
-if sys.argv[1] == "shared":
-    keep_heaps_short()
-held, counted = threading.Barrier(4), threading.Event()
+from service.memory import heaps
+if sys.argv[1] == "few":
+    heaps()
+held, counted = threading.Barrier(9), threading.Event()
 def hold():
     kept = [bytes(5000) for _ in range(100)]
     held.wait()
     counted.wait()
-threads = [threading.Thread(target=hold) for _ in range(3)]
+threads = [threading.Thread(target=hold) for _ in range(8)]
 for thread in threads:
     thread.start()
 held.wait()
@@ -30,15 +30,73 @@ libc.fflush(None)
 counted.set()
 """
 
+# The resident MiB before, with and after what eight threads take, in whichever heaps these take from, and once more
+# after the heaps were tidied. What stays is in none of the heaps, or is the main thread's.
+FILL_HEAPS = """
+import threading
+from service.memory import heaps
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+kept = heaps()
+taken, seen = threading.Barrier(9), threading.Barrier(9)
+def take():
+    held = [bytes(5000) for _ in range(1000)]
+    taken.wait()
+    seen.wait()
+threads = [threading.Thread(target=take) for _ in range(8)]
+before = resident()
+for thread in threads:
+    thread.start()
+taken.wait()
+full = resident()
+seen.wait()
+for thread in threads:
+    thread.join()
+freed = resident()
+kept.trim()
+print(before, full, freed, resident())
+"""
+
+
+def run(script, *arguments):
+    return subprocess.run([sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True).stdout
+
 
 def heaps(how):
-    told = subprocess.run([sys.executable, "-c", COUNT_HEAPS, how], check=True, capture_output=True, text=True)
-    return told.stdout.count("<heap nr=")
+    return run(COUNT_HEAPS, how).count("<heap nr=")
 
 
-def test_the_threads_beside_the_main_one_share_a_heap():
-    assert heaps("each its own") > 2
-    assert heaps("shared") == 2
+def test_threads_share_a_few_heaps():
+    assert heaps("as many as there are threads") > 4
+    assert heaps("few") == 4
+
+
+def test_what_is_freed_is_kept_until_the_heaps_are_tidied_and_goes_back_then_from_all_of_them():
+    before, full, freed, tidied = map(float, run(FILL_HEAPS).split())
+    assert full - before > 35
+    assert freed - before > 25
+    assert tidied - before < 3
+
+
+# Whether what a thread freed last is among the chunks that are taken from its own store of them, and freed by another.
+EMPTY_CACHE = """
+import ctypes
+from service.memory import heaps
+kept = heaps()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+chunks = [libc.malloc(size) for size in (24, 200, 1032)]
+for chunk in chunks:
+    libc.free(chunk)
+cached = kept.cached()
+kept.trim(cached)
+print(set(chunks) <= set(cached))
+"""
+
+
+def test_what_a_thread_keeps_for_itself_is_freed_too():
+    assert run(EMPTY_CACHE) == "True\n"
 
 
 class Knot:
@@ -77,5 +135,4 @@ print(tracemalloc.get_traced_memory()[0] - before)
 
 
 def test_batches_leave_nothing_in_the_table_of_interned_strings():
-    told = subprocess.run([sys.executable, "-c", COUNT_LEFT], check=True, capture_output=True, text=True)
-    assert int(told.stdout) < 64 * 1024
+    assert int(run(COUNT_LEFT)) < 64 * 1024
