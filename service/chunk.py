@@ -143,7 +143,7 @@ class Chunk:
             state[:] = states
             return
         there = [one for one in states if one is not None]
-        if len(there) == len(states):
+        if len(there) == len(states) > 1:
             np.concatenate(there, out=state.reshape(-1))
             return
         for at, one in enumerate(states):

@@ -345,9 +345,10 @@ class Lane:
             batch.lengths[begin:end] = item.turn
             item.gather(batch.inputs[begin:end], batch.state[begin:end], batch.reset[begin:end])
             begin = end
-        # Padding rows step nothing; the initial state is one that every model can be relied on to handle.
-        batch.reset[used:] = True
-        batch.state[used:] = 0
+        if used < rows:
+            # Padding rows step nothing; the initial state is one that every model can be relied on to handle.
+            batch.reset[used:] = True
+            batch.state[used:] = 0
         return batch
 
 

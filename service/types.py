@@ -2,6 +2,7 @@
 
 import ctypes
 import enum
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ ALIGNMENT = 64
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int32]
 BoolArray = npt.NDArray[np.bool_]
+
+# Made once: NumPy makes one anew of each class that it is given in its place.
+_FLOAT32, _INT32, _BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.bool_)
 
 
 # ``tuple_of(Cls, values)`` makes a named tuple of all its values in their order, at a third of what ``Cls(...)`` costs:
@@ -91,6 +95,7 @@ class StepBatch:
         state: ``[batch, state_size]``.
         origins: What the rows that are no padding came from, each as the batcher was told; for traces, which is why
             an executor that knows nothing of them may leave it be.
+        aligned: Whether each array is known to begin at a multiple of ``ALIGNMENT`` and to be contiguous and writeable.
     """
 
     inputs: FloatArray
@@ -98,6 +103,7 @@ class StepBatch:
     reset: BoolArray
     state: FloatArray
     origins: tuple[object, ...] = ()
+    aligned: bool = False
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
@@ -114,22 +120,27 @@ def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins:
 
     One block of memory, in which each array begins where executors can use it as it is.
     """
-    sizes = (4 * rows * steps * input_dim, 4 * rows, 4 * rows * state_size, rows)
-    begins = [0, *itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
-    block = np.empty(begins[-1] + ALIGNMENT, np.uint8)
+    at_lengths, at_reset, at_state, size = _layout(rows, steps, input_dim, state_size)
+    block = np.empty(size, np.uint8)
     first = -address_of(block) % ALIGNMENT
-    inputs, lengths, state, reset = (
-        block[first + begin : first + begin + size] for begin, size in zip(begins, sizes, strict=False)
-    )
-    for zeros in (inputs, lengths, reset):
-        zeros.fill(0)
+    block[first : first + at_state] = 0
+    array = np.ndarray
     return StepBatch(
-        inputs=inputs.view(np.float32).reshape(rows, steps, input_dim),
-        lengths=lengths.view(np.int32),
-        reset=reset.view(np.bool_),
-        state=state.view(np.float32).reshape(rows, state_size),
-        origins=origins,
+        array((rows, steps, input_dim), _FLOAT32, block, first),
+        array((rows,), _INT32, block, first + at_lengths),
+        array((rows,), _BOOL, block, first + at_reset),
+        array((rows, state_size), _FLOAT32, block, first + at_state),
+        origins,
+        aligned=True,
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(rows: int, steps: int, input_dim: int, state_size: int) -> tuple[int, ...]:
+    """Where lengths, resets and states begin in the block of a batch, and how long it is."""
+    sizes = (4 * rows * steps * input_dim, 4 * rows, rows, 4 * rows * state_size)
+    *begins, end = itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
+    return *begins, end + ALIGNMENT
 
 
 @dataclass(frozen=True, slots=True)

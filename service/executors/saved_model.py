@@ -23,6 +23,7 @@ from service.types import (
 
 _STEP_INPUTS = {"inputs": ("float32", 3), "lengths": ("int32", 1), "reset": ("bool", 1), "state": ("float32", 2)}
 _Function: TypeAlias = Callable[..., tuple[Any, Any]]
+_FLOAT32 = np.dtype(np.float32)
 _STEP_OUTPUTS = {"outputs": ("float32", 3), "state": ("float32", 2)}
 
 
@@ -65,6 +66,7 @@ class SavedModel:
 
     def __init__(self, key: VersionKey, path: Path) -> None:
         self._tf = tf = import_tensorflow()
+        self._from_dlpack = tf.experimental.dlpack.from_dlpack
         self.on_cpu = not tf.config.list_logical_devices("GPU")
         try:
             self._loaded = tf.saved_model.load(str(path), tags=["serve"])
@@ -136,7 +138,10 @@ class SavedModel:
     def _run(self, function: _Function, batch: StepBatch) -> StepBatchResult:
         errors = self._tf.errors
         try:
-            outputs, state = function(*map(self._tensor, (batch.inputs, batch.lengths, batch.reset, batch.state)))
+            tensor = self._tensor_on if batch.aligned else self._tensor
+            outputs, state = function(
+                tensor(batch.inputs), tensor(batch.lengths), tensor(batch.reset), tensor(batch.state)
+            )
             # The buffers of the tensors themselves: `.numpy()` would copy them.
             arrays = np.asarray(memoryview(outputs)), np.asarray(memoryview(state))
         except (errors.ResourceExhaustedError, errors.UnavailableError, errors.CancelledError) as error:
@@ -144,7 +149,7 @@ class SavedModel:
         except errors.OpError as error:
             raise BadModelOutput(f"model {self.key} failed: {_first_line(error)}") from error
         for name, array in zip(_STEP_OUTPUTS, arrays, strict=True):
-            if array.dtype != np.float32:
+            if array.dtype is not _FLOAT32 and array.dtype != _FLOAT32:
                 raise BadModelOutput(f"model {self.key} answered {name} of {array.dtype}; expected float32")
         # Here they are in this core's cache; whoever hands them out sits on another.
         return StepBatchResult(*arrays, finite=all_finite(*arrays))
@@ -153,8 +158,12 @@ class SavedModel:
         """A tensor on the array's own memory where that is aligned as TensorFlow wants it; else on a copy."""
         flags = array.flags
         if flags.c_contiguous and flags.writeable and array.size and address_of(array) % ALIGNMENT == 0:
-            return self._tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+            return self._tensor_on(array)
         return self._tf.convert_to_tensor(array)
+
+    def _tensor_on(self, array: npt.NDArray[Any]) -> Any:
+        """A tensor on the memory of an array that is as TensorFlow wants it."""
+        return self._from_dlpack(array.__dlpack__())
 
     def _empty_batch(self, rows: int, steps: int) -> StepBatch:
         """Nothing but first states, and one time step each."""
