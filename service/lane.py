@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 _OVERTAKING = 3
 # A batch of at most so many rows x time steps is small, and brief where such batches take no longer than this.
 _SMALL_CELLS = 64
-_BRIEF_S = 1e-3
+_BRIEF_S = 3e-3
 # Where batches take longer than this, it hardly matters how long the executor waits for the next one.
 _AHEAD_S = 30e-3
 
