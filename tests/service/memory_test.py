@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import weakref
+from types import SimpleNamespace
 
 from service.memory import tidy_forever
 
@@ -79,10 +80,14 @@ def test_what_is_freed_is_kept_until_the_heaps_are_tidied_and_goes_back_then_fro
     assert tidied - before < 3
 
 
-# Whether what a thread freed last is among the chunks that are taken from its own store of them, and freed by another.
+# Whether what a thread freed last is among the chunks that are taken from its own store of them, and how many MiB more
+# are resident once this was done often: another thread has to free them.
 EMPTY_CACHE = """
 import ctypes
 from service.memory import heaps
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
 kept = heaps()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -91,12 +96,17 @@ for chunk in chunks:
     libc.free(chunk)
 cached = kept.cached()
 kept.trim(cached)
-print(set(chunks) <= set(cached))
+before = resident()
+for _ in range(200):
+    kept.trim(kept.cached())
+print(set(chunks) <= set(cached), resident() - before)
 """
 
 
 def test_what_a_thread_keeps_for_itself_is_freed_too():
-    assert run(EMPTY_CACHE) == "True\n"
+    taken, grown = run(EMPTY_CACHE).split()
+    assert taken == "True"
+    assert float(grown) < 5
 
 
 class Knot:
@@ -118,6 +128,24 @@ async def test_what_waits_for_the_garbage_collector_is_freed():
     tidying.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await tidying
+
+
+async def test_young_objects_are_looked_through_more_often_than_all(monkeypatch):
+    looked, often = [], asyncio.Event()
+
+    def collect(generation=2):
+        looked.append(generation)
+        if looked.count(1) == 3:
+            often.set()
+
+    monkeypatch.setattr(gc, "collect", collect)
+    monkeypatch.setattr("service.memory.time", SimpleNamespace(monotonic=lambda: 0.0))  # no time passes meanwhile
+    tidying = asyncio.create_task(tidy_forever())
+    await asyncio.wait_for(often.wait(), 60)
+    tidying.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await tidying
+    assert looked.count(2) == 1
 
 
 # What batches leave, in bytes. Python's table of interned strings would double after some thousand keys of dictionaries
