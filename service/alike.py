@@ -3,7 +3,6 @@
 They came as requests or as columns (``StepColumns``), and are answered as they came.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
@@ -11,9 +10,11 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
-from service.codec import FLOAT32, LITTLE_FLOAT32, MAX_REQUEST_ID, digest_prefix
+from service.codec import FLOAT32, LITTLE_FLOAT32, MAX_REQUEST_ID
 from service.columns import request_of, requests_of
-from service.types import FloatArray, StepReply
+from service.digests import Digests
+from service.sessions.cohort import Replies
+from service.types import FloatArray, StepReply, take
 
 # Steps whose time limits differ by less than a tick may share one.
 _TICKS_A_SECOND = 100
@@ -50,7 +51,7 @@ class AlikeSteps(Protocol):
         ...
 
     @property
-    def digests(self) -> Sequence[bytes]:
+    def digests(self) -> Digests:
         """Of each one's inputs, as ``codec.parse_inputs`` makes them."""
         ...
 
@@ -59,24 +60,23 @@ class AlikeSteps(Protocol):
         ...
 
     def render(self, message: pb.StreamStepsResponse, places: Sequence[int], replies: Sequence[StepReply], /) -> None:
-        """Writes the replies of some of them into a message."""
+        """Writes the replies of some of them, in the order of their places, into a message."""
         ...
 
 
 class RequestSteps:
     """``AlikeSteps`` that came as requests."""
 
-    __slots__ = ("contents", "digests", "inputs", "limit", "names", "positions", "prefix", "requests", "session_ids")
+    __slots__ = ("contents", "digests", "inputs", "limit", "names", "positions", "requests", "session_ids")
 
-    def __init__(self, limit: float | None, prefix: bytes) -> None:
+    def __init__(self, limit: float | None) -> None:
         self.limit = limit
-        self.prefix = prefix
         self.requests: list[pb.StepRequest] = []
         self.names: list[str] = []
         self.session_ids: list[str] = []
         self.positions: list[int | None] = []
         self.contents: list[bytes] = []
-        self.digests: list[bytes] = []
+        self.digests: Digests
         self.inputs: FloatArray
 
     def request(self, place: int) -> pb.StepRequest:
@@ -97,6 +97,7 @@ class RequestSteps:
         """Makes ``inputs``; returns the steps in which there is NaN or Inf, which are taken out."""
         flat = np.frombuffer(self.contents[0] if len(self.contents) == 1 else b"".join(self.contents), LITTLE_FLOAT32)
         self.inputs = inputs = flat.reshape(-1, time, width)
+        self.digests = Digests(inputs)
         if _all_finite(flat):
             return ()
         good = [at for at in range(len(inputs)) if np.isfinite(inputs[at]).all()]
@@ -105,8 +106,8 @@ class RequestSteps:
         self.names = [self.names[at] for at in good]
         self.session_ids = [self.session_ids[at] for at in good]
         self.positions = [self.positions[at] for at in good]
-        self.digests = [self.digests[at] for at in good]
         self.inputs = inputs[good]
+        self.digests = Digests(self.inputs)
         return refused
 
 
@@ -115,14 +116,21 @@ class ColumnSteps:
 
     __slots__ = ("_columns", "digests", "inputs", "limit", "names", "positions", "session_ids")
 
-    def __init__(self, columns: pb.StepColumns, limit: float | None, inputs: FloatArray, digests: list[bytes]) -> None:
+    def __init__(
+        self,
+        columns: pb.StepColumns,
+        names: Sequence[str],
+        session_ids: Sequence[str],
+        limit: float | None,
+        inputs: FloatArray,
+    ) -> None:
         self._columns = columns
         self.limit = limit
-        self.names: Sequence[str] = list(columns.request_ids)
-        self.session_ids: Sequence[str] = list(columns.session_ids)
+        self.names = names
+        self.session_ids = session_ids
         self.positions: Sequence[int | None] = list(columns.positions)
         self.inputs = inputs
-        self.digests: Sequence[bytes] = digests
+        self.digests = Digests(inputs)
 
     def request(self, place: int) -> pb.StepRequest:
         """See ``AlikeSteps``."""
@@ -130,8 +138,15 @@ class ColumnSteps:
 
     def render(self, message: pb.StreamStepsResponse, places: Sequence[int], replies: Sequence[StepReply]) -> None:
         """See ``AlikeSteps``; in blocks of a limited size."""
-        names = self.names if len(places) == len(self.names) else [self.names[place] for place in places]
-        block = max(1, _BLOCK_BYTES // max(1, replies[0].outputs.nbytes)) if replies else 1
+        names = take(self.names, places)
+        if not replies:
+            return
+        if not isinstance(replies, Replies):
+            replies = Replies.of(replies)
+        block = max(1, _BLOCK_BYTES * len(replies) // max(1, replies.outputs.nbytes))
+        if block >= len(replies):
+            _add_results(message, names, replies)
+            return
         for begin in range(0, len(replies), block):
             _add_results(message, names[begin : begin + block], replies[begin : begin + block])
 
@@ -164,14 +179,13 @@ def parse_requests(requests: Sequence[pb.StepRequest], max_chunk_bytes: int) -> 
             continue
         steps = by_look.get((time, width, ticks))
         if steps is None:
-            steps = RequestSteps(_seconds(ticks), digest_prefix(time, width))
+            steps = RequestSteps(_seconds(ticks))
             by_look[time, width, ticks] = steps
         steps.requests.append(request)
         steps.names.append(name)
         steps.session_ids.append(request.session_id)
         steps.positions.append(request.position if request.HasField("position") else None)
         steps.contents.append(content)
-        steps.digests.append(hashlib.sha256(steps.prefix + content).digest())
     alike: list[AlikeSteps] = []
     for (time, width, _), steps in by_look.items():
         others += steps.finish(time, width)
@@ -180,8 +194,8 @@ def parse_requests(requests: Sequence[pb.StepRequest], max_chunk_bytes: int) -> 
     return alike, others
 
 
-def parse_columns(columns: pb.StepColumns, max_chunk_bytes: int) -> Sorted:
-    """The steps of columns that fit each other (``columns.check_columns``), as they are.
+def parse_columns(columns: pb.StepColumns, session_ids: Sequence[str], max_chunk_bytes: int) -> Sorted:
+    """The steps of columns that fit each other (``columns.check_columns``), as they are; ``session_ids`` are theirs.
 
     Returns:
         As ``parse_requests``; where it would refuse one of them, all are requests.
@@ -191,27 +205,25 @@ def parse_columns(columns: pb.StepColumns, max_chunk_bytes: int) -> Sorted:
         ticks = _ticks(columns.timeout)
     steps, time, width = tensor.shape
     size = 4 * time * width
-    longest = max(map(len, columns.request_ids))
+    names = list(columns.request_ids)
+    longest = max(map(len, names))
     if tensor.dtype != FLOAT32 or size > max_chunk_bytes or longest > MAX_REQUEST_ID or ticks < 0:
         return (), requests_of(columns)
     content = tensor.content
     flat = np.frombuffer(content, LITTLE_FLOAT32)
     if not _all_finite(flat):
         return (), requests_of(columns)
-    prefix = digest_prefix(time, width)
-    digests = [hashlib.sha256(prefix + content[at : at + size]).digest() for at in range(0, len(content), size)]
-    return (ColumnSteps(columns, _seconds(ticks), flat.reshape(steps, time, width), digests),), ()
+    return (ColumnSteps(columns, names, session_ids, _seconds(ticks), flat.reshape(steps, time, width)),), ()
 
 
-def _add_results(message: pb.StreamStepsResponse, names: Sequence[str], replies: Sequence[StepReply]) -> None:
+def _add_results(message: pb.StreamStepsResponse, names: Sequence[str], replies: Replies) -> None:
     results = message.columns.add()
     results.request_ids.extend(names)
-    results.positions.extend([reply.position for reply in replies])
+    results.positions.extend(replies.positions)
     tensor = results.outputs
     tensor.dtype = FLOAT32
-    tensor.shape.extend((len(replies), *replies[0].outputs.shape))
-    outputs = np.concatenate([reply.outputs for reply in replies])
-    tensor.content = outputs.astype(LITTLE_FLOAT32, copy=False).tobytes()
+    tensor.shape.extend(replies.outputs.shape)
+    tensor.content = replies.outputs.astype(LITTLE_FLOAT32, copy=False).tobytes()
 
 
 def _all_finite(flat: FloatArray) -> bool:

@@ -82,25 +82,27 @@ class Batcher:
         self,
         version: ModelVersion,
         inputs: FloatArray,
-        states: Sequence[FloatArray | None],
+        states: Sequence[FloatArray | None] | FloatArray,
         deadline: float,
         outcome: Outcome,
         caller: str = "",
+        native: object = None,
     ) -> Chunk:
         """Has chunks of as many time steps each run side by side; what comes of them goes to ``outcome``, later.
 
         Args:
             version: The model version to run them on.
             inputs: ``[rows, time, input_dim]``.
-            states: ``[state_size]`` of each row; None for the model's initial state.
+            states: ``[state_size]`` of each row; None for the model's initial state. Read, never written.
             deadline: On the event loop's clock; past it what has not run is dropped.
             outcome: Gets outputs and states, or errors as ``submit`` raises them, for each row.
             caller: Who asks.
+            native: ``states`` as the executor has them (``StepBatch.native``), where they are an array.
         """
         lane = self._lanes.get(version.key)
         if lane is None or lane.fingerprint != version.fingerprint:
             lane = self._open(version)
-        chunk = Chunk(lane, inputs, states, deadline, outcome, caller)
+        chunk = Chunk(lane, inputs, states, deadline, outcome, caller, native)
         if self._origin is not None:
             chunk.origin = self._origin()
         lane.put(chunk)
@@ -146,7 +148,7 @@ class _One:
     def gone(self) -> Collection[int]:
         return (0,) if self._future.done() else ()
 
-    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray) -> None:
+    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray, native: object = None) -> None:
         if not self._future.done():
             self._future.set_result((outputs[0].copy(), states[0].copy()))
 

@@ -22,10 +22,13 @@ class Outcome(Protocol):
         """The rows that nobody waits for any more; often none."""
         ...
 
-    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray, /) -> None:
+    def set_results(
+        self, rows: Sequence[int], outputs: FloatArray, states: FloatArray, native: object = None, /
+    ) -> None:
         """Their outputs ``[rows, time, output_dim]``, and the states after them ``[rows, state_size]``.
 
-        Both are the batch's: what is kept of them has to be copied.
+        Both are the batch's: what is kept of them has to be copied. ``native`` is ``StepBatchResult.native`` where they
+        are all that the batch had, else None.
         """
         ...
 
@@ -47,6 +50,7 @@ class Chunk:
         deadline: On the event loop's clock.
         outcome: Where it goes.
         caller: Who asks.
+        native: ``states`` as the executor has them (``StepBatch.native``), where they are an array.
     """
 
     __slots__ = (
@@ -54,6 +58,7 @@ class Chunk:
         "caller",
         "deadline",
         "inputs",
+        "native",
         "origin",
         "outcome",
         "outputs",
@@ -70,15 +75,17 @@ class Chunk:
         self,
         lane: "Lane",
         inputs: FloatArray,
-        states: Sequence[FloatArray | None],
+        states: Sequence[FloatArray | None] | FloatArray,
         deadline: float,
         outcome: Outcome,
         caller: str = "",
+        native: object = None,
     ) -> None:
         self._lane = lane
         self.caller = caller
         self.inputs = inputs
-        self.states: list[FloatArray | None] | FloatArray = list(states)
+        self.states: list[FloatArray | None] | FloatArray = states if isinstance(states, np.ndarray) else list(states)
+        self.native = native
         self.size = len(inputs)
         self.rows: Sequence[int] = range(self.size)
         self.deadline = deadline
@@ -101,7 +108,7 @@ class Chunk:
         if not self.waits or at == self.size or self.rows[at] != row:
             return  # a batch reads it, and runs without it from then on
         if self.size == 1:
-            self.inputs, self.states = _NOTHING, [None]
+            self.inputs, self.states, self.native = _NOTHING, [None], None
             self.outputs.clear()
         elif isinstance(self.states, list):
             self.states[at] = None
@@ -117,6 +124,7 @@ class Chunk:
     def keep(self, places: Sequence[int]) -> None:
         """Drops all rows but those at these places."""
         self.size = len(places)
+        self.native = None
         self.rows = [self.rows[at] for at in places]
         self.inputs = self.inputs[places] if places else _NOTHING
         self.states = [self.states[at] for at in places] if isinstance(self.states, list) else self.states[places]
@@ -124,6 +132,7 @@ class Chunk:
 
     def split(self, count: int) -> "Chunk":
         """Its first ``count`` rows, as a chunk of their own; the others stay."""
+        self.native = None
         head = Chunk.__new__(Chunk)
         for name in self.__slots__:
             setattr(head, name, getattr(self, name))
@@ -135,9 +144,12 @@ class Chunk:
         self.outputs = [part[count:] for part in self.outputs]
         return head
 
-    def gather(self, inputs: FloatArray, state: FloatArray, reset: BoolArray) -> None:
-        """Writes the time steps of its turn and its states into its rows of a batch; all are of zeros before."""
+    def gather_inputs(self, inputs: FloatArray) -> None:
+        """Writes the time steps of its turn into its rows of a batch; all are of zeros before."""
         inputs[:, : self.turn] = self.inputs[:, self.taken : self.taken + self.turn]
+
+    def gather_states(self, state: FloatArray, reset: BoolArray) -> None:
+        """Likewise its states."""
         states = self.states
         if not isinstance(states, list):
             state[:] = states
@@ -152,23 +164,24 @@ class Chunk:
             else:
                 state[at] = one
 
-    def advance(self, outputs: FloatArray, states: FloatArray) -> None:
+    def advance(self, outputs: FloatArray, states: FloatArray, native: object = None) -> None:
         """Moves it on by the turn that ran, to its outcome or back into the queue.
 
         Args:
             outputs: ``[rows, turn, output_dim]``, the batch's.
             states: ``[rows, state_size]``, likewise.
+            native: ``StepBatchResult.native`` where they are all that the batch had, else None.
         """
         self.taken += self.turn
         if self.left:
             # Copies, so that no session holds on to a whole batch.
             self.outputs.append(outputs.copy())
-            self.states = states.copy()
+            self.states, self.native = (states.copy(), None) if native is None else (states, native)
             self._lane.put(self)
             return
         if self.outputs:
             outputs = np.concatenate([*self.outputs, outputs], axis=1)
-        self.outcome.set_results(self.rows, outputs, states)
+        self.outcome.set_results(self.rows, outputs, states, native)
 
     def fail(self, error: Exception) -> None:
         """Tells why it could not be run."""

@@ -1,6 +1,5 @@
 """Protobuf to NumPy and back: the only conversion, and the check of everything a client may send."""
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.bounds import check_parsed
 from service.catalog import Listed
+from service.digests import digest_of
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.sessions import Session, SessionSummary
 from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionState
@@ -94,9 +94,7 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
         raise InvalidTensor(
             f"inputs[{step}, {column}] is {array[step, column]}; expected finite", field="inputs.content"
         )
-    digest = hashlib.sha256(digest_prefix(*shape))
-    digest.update(content)
-    return array, digest.digest()
+    return array, digest_of(content, *shape)
 
 
 def parse_step(
@@ -120,11 +118,6 @@ def parse_step(
             raise InvalidArgument(f"position is {position}; expected 0 or more", field="position")
     inputs, digest = parse_inputs(request.inputs, max_chunk_bytes)
     return StepCall(key, position, inputs, digest, deadline, caller)
-
-
-def digest_prefix(time: int, width: int) -> bytes:
-    """What the digest of a step's inputs begins with; their bytes follow."""
-    return b"f4:%d:%d:" % (time, width)
 
 
 def parse_timeout(request: pb.StepRequest) -> float | None:

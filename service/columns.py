@@ -15,7 +15,7 @@ def steps_in(message: pb.StreamStepsRequest | pb.StreamStepsResponse) -> int:
     if not message.columns:
         return len(message.requests if isinstance(message, pb.StreamStepsRequest) else message.responses)
     if isinstance(message, pb.StreamStepsRequest):
-        return len(message.requests) + sum([_longest(columns) for columns in message.columns])
+        return len(message.requests) + sum([steps_of(columns) for columns in message.columns])
     return len(message.responses) + sum([len(columns.request_ids) for columns in message.columns])
 
 
@@ -31,7 +31,7 @@ def check_count(message: pb.StreamStepsRequest, most: int) -> None:
     if (steps := steps_in(message)) > most:
         raise MessageTooLarge(f"the message has {steps} steps; at most {most} are taken", limit=most)
     for at, columns in enumerate(message.columns):
-        if not _longest(columns):
+        if not steps_of(columns):
             field = f"columns[{at}].request_ids"
             raise InvalidArgument(f"columns[{at}] has no step; expected at least one", field=field)
 
@@ -43,7 +43,7 @@ def check_columns(columns: pb.StepColumns) -> None:
         InvalidArgument: they are of different lengths.
         InvalidTensor: the inputs are not ``[steps, time, input_dim]``, or have too many or too few bytes.
     """
-    steps = _longest(columns)
+    steps = steps_of(columns)
     for name in ("request_ids", "session_ids", "positions"):
         if (there := len(getattr(columns, name))) != steps:
             raise InvalidArgument(
@@ -108,5 +108,6 @@ def names_of(columns: pb.StepColumns) -> Sequence[pb.StepRequest]:
     return [pb.StepRequest(request_id=request_id, session_id=session_id) for request_id, session_id, _ in ids]
 
 
-def _longest(columns: pb.StepColumns) -> int:
+def steps_of(columns: pb.StepColumns) -> int:
+    """How many steps columns have, whether or not they fit each other."""
     return max(len(columns.request_ids), len(columns.session_ids), len(columns.positions))

@@ -4,7 +4,8 @@ Most steps find their session in this process, if only as a copy of the store's,
 that look alike then go through the gateway as one: rows of one chunk, begun by one call and ended by another, so that
 what Python does for each of them is little more than to look up its session and to write its commit. Whatever is out of
 the ordinary (a session that is being stepped, a repeated step, anything to refuse) goes the long way, through
-``Engine.step``, which alone tells what is wrong.
+``Engine.step``, which alone tells what is wrong. Sessions that were stepped together before, and now are again, are one
+value (``Cohort``): nothing at all is done for each of them.
 """
 
 import asyncio
@@ -26,9 +27,10 @@ from service.errors import (
     ServiceError,
 )
 from service.observing import Observer
-from service.sessions import Commit, LocalStore, Refused, Session, SessionInfo, Told
+from service.sessions import LocalStore, Refused, Session, SessionInfo, Told
+from service.sessions.cohort import Cohort, Commits, Replies
 from service.turns import Turns
-from service.types import FloatArray, ModelVersion, SessionKey, StepCalls, StepReply, tuple_of
+from service.types import FloatArray, ModelVersion, SessionKey, StepCalls, StepReply, take, tuple_of
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class ExpressSteps:
         "calls",
         "chunk",
         "gone",
+        "keys",
         "places",
         "sessions",
         "tick",
@@ -73,15 +76,20 @@ class ExpressSteps:
         self.version = version
         self.began = began
         self.gone: set[int] = set()
-        # By row: its place in ``calls``, and the session that it runs on.
-        self.places: list[int] = []
-        self.sessions: list[Session] = []
+        # By row: its place in ``calls``, and the session that it runs on, with its key.
+        self.places: Sequence[int] = ()
+        self.sessions: Sequence[Session] = ()
+        self.keys: Sequence[SessionKey] = ()
         self.chunk: Chunk | None = None
         self.tick = 0
 
     def __len__(self) -> int:
         """How many are not through."""
         return len(self._open)
+
+    def fill(self, places: Sequence[int], sessions: Sequence[Session], keys: Sequence[SessionKey]) -> None:
+        """Says which they are, by row."""
+        self.places, self.sessions, self.keys = places, sessions, keys
 
     def start(self, tick: int, chunk: Chunk) -> None:
         """All its rows are there, and wait for their batch."""
@@ -102,15 +110,19 @@ class ExpressSteps:
         error = DeadlineExceeded("the step's time limit passed; whether it was applied shows when it is sent again")
         self._give_up(self._open, error)
 
-    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray) -> None:
+    def set_results(self, rows: Sequence[int], outputs: FloatArray, states: FloatArray, native: object = None) -> None:
         """Their batch is through: commits the new states, and only then are they answered."""
         try:
-            self._express.commit(self, rows, outputs, states)
+            self._express.commit(self, rows, outputs, states, native)
         except Exception as error:  # noqa: BLE001 - it is told to the caller, and the batcher goes on
             self._through(rows, [error] * len(rows))
 
     def committed(self, rows: Sequence[int], committing: float, told: Sequence[Told]) -> None:
         """Their commits are through, or nobody knows. Whom one was given up by has been told already."""
+        if isinstance(told, Cohort):
+            self._express.told(self, len(told), committing)
+            self._through(rows, told.replies)
+            return
         came: list[Came] = []
         written = 0
         for one in told:
@@ -149,12 +161,13 @@ class ExpressSteps:
         self._open.difference_update(rows)
         if not self._open:
             self.chunk = None  # which refers to this: neither should have to wait for the garbage collector
-        for one in came:
-            if isinstance(one, ServiceError):
-                one.version = self.version.key
+        if not isinstance(came, Replies):
+            for one in came:
+                if isinstance(one, ServiceError):
+                    one.version = self.version.key
         self._express.end(self, rows)
         try:
-            self._ended(self, [self.places[row] for row in rows], came)
+            self._ended(self, take(self.places, rows), came)
         except Exception:  # noqa: BLE001 - the batcher, which called this, goes on
             _log.exception("steps that are through could not be answered")
 
@@ -209,10 +222,55 @@ class Express:
             The steps under way, by model version, and the places of those that have to go the long way.
         """
         began = self._timer()
+        begun: list[ExpressSteps] = []
         left: list[int] = []
+        for steps in self._sort(calls, ended, began, left):
+            if self._start(steps, owner_limit):
+                begun.append(steps)
+            else:
+                left += steps.places
+        left.sort()
+        return begun, left
+
+    def _sort(self, calls: StepCalls, ended: Ended, began: float, left: list[int]) -> Sequence[ExpressSteps]:
+        """The steps that need not go the long way, those of a cohort by themselves; ``left`` gets the other places."""
+        sorted_: list[ExpressSteps] = []
+        rest: list[int] = []
+        at, end = 0, len(calls.session_ids)
+        for place, cohort in self._cohorts(calls):
+            steps = self._steps_of(cohort.info, calls, ended, began)
+            if steps is None or cohort.states.shape[1:] != (steps.version.state_size,):
+                continue  # each by itself comes to the same
+            steps.fill(range(place, place + len(cohort)), cohort, cohort.keys)
+            sorted_.append(steps)
+            rest += range(at, place)
+            at = place + len(cohort)
+        rest += range(at, end)
+        if rest:
+            sorted_ += self._sort_single(calls, rest, ended, began, left)
+        return sorted_
+
+    def _cohorts(self, calls: StepCalls) -> Sequence[tuple[int, Cohort]]:
+        """Those whose next steps these are, with the places of their first; each as ``_at_hand``."""
+        try:
+            found = self._store.cohorts_now(calls.principal, calls.session_ids, self._checkout(calls.deadline))
+        except Exception:  # noqa: BLE001 - the long way fails too, and knows what to make of it
+            return ()
+        held = self._turns.held
+        return [
+            (place, cohort)
+            for place, cohort in found
+            if held.isdisjoint(cohort.keys) and calls.positions[place : place + len(cohort)] == cohort.positions
+        ]
+
+    def _sort_single(
+        self, calls: StepCalls, places: Sequence[int], ended: Ended, began: float, left: list[int]
+    ) -> Sequence[ExpressSteps]:
+        """The same of steps of which each has a session by itself."""
         by_version: dict[tuple[object, str], ExpressSteps | None] = {}
+        rows: dict[ExpressSteps, tuple[list[int], list[Session]]] = {}
         steps, version, fingerprint, size = None, None, None, 0
-        for place, session in enumerate(self._at_hand(calls)):
+        for place, session in zip(places, self._at_hand(calls, places), strict=True):
             if session is None:
                 left.append(place)
                 continue
@@ -222,27 +280,30 @@ class Express:
                 if (version, fingerprint) not in by_version:
                     by_version[version, fingerprint] = self._steps_of(info, calls, ended, began)
                 steps = by_version[version, fingerprint]
-                size = 0 if steps is None else steps.version.state_size
+                if steps is not None:
+                    size = steps.version.state_size
+                    its_places, its_sessions = rows.setdefault(steps, ([], []))
             if steps is None or not (session.state is None or session.state.shape == (size,)):
                 left.append(place)
                 continue
-            steps.places.append(place)
-            steps.sessions.append(session)
-        begun = [steps for steps in by_version.values() if steps is not None and self._start(steps, owner_limit, left)]
-        left.sort()
-        return begun, left
+            its_places.append(place)
+            its_sessions.append(session)
+        for steps, (its_places, its_sessions) in rows.items():
+            steps.fill(its_places, its_sessions, [session.info.key for session in its_sessions])
+        return [steps for steps in rows if steps.places]
 
-    def _at_hand(self, calls: StepCalls) -> Sequence[Session | None]:
-        """The sessions whose next steps these are, by place; None where something stands in the way."""
+    def _at_hand(self, calls: StepCalls, places: Sequence[int]) -> Sequence[Session | None]:
+        """The sessions whose next steps these are; None where something stands in the way."""
         principal, held = calls.principal, self._turns.held
-        keys = [tuple_of(SessionKey, (principal, session_id)) for session_id in calls.session_ids]
+        keys = [tuple_of(SessionKey, (principal, session_id)) for session_id in take(calls.session_ids, places)]
+        positions = take(calls.positions, places)
         try:
             # The condition on the position is when ``judge`` says RUN.
             free = [
                 session
                 if session is not None and key not in held and (position is None or position == session.position)
                 else None
-                for key, session, position in zip(keys, self._store.load_now(keys), calls.positions, strict=True)
+                for key, session, position in zip(keys, self._store.load_now(keys), positions, strict=True)
             ]
             return self._store.extend_now(free, self._checkout(calls.deadline))
         except Exception:  # noqa: BLE001 - the long way fails too, and knows what to make of it
@@ -258,46 +319,47 @@ class Express:
             return None
         return ExpressSteps(self, calls, version, ended, began)
 
-    def _start(self, steps: ExpressSteps, owner_limit: int | None, left: list[int]) -> bool:
-        """Puts steps in their queue; where there is no room for all of them, all go the long way."""
+    def _start(self, steps: ExpressSteps, owner_limit: int | None) -> bool:
+        """Puts steps in their queue; where there is no room for all of them, for none."""
         calls, rows = steps.calls, len(steps.places)
-        if not rows:
-            return False
         try:
             self._admission.take(rows * _bytes_of_one(calls), calls.caller, owner_limit, rows)
         except ServiceError:
-            left += steps.places
             return False
-        self._turns.take([session.info.key for session in steps.sessions])
-        inputs = calls.inputs if rows == len(calls.inputs) else calls.inputs[steps.places]
-        states = [session.state for session in steps.sessions]
-        chunk = self._batcher.put(steps.version, inputs, states, calls.deadline, steps, calls.caller)
+        self._turns.take(steps.keys)
+        inputs = calls.inputs
+        if rows < len(inputs):
+            places = steps.places
+            inputs = inputs[places.start : places.stop] if isinstance(places, range) else inputs[places]
+        states: FloatArray | list[FloatArray | None]
+        if isinstance(steps.sessions, Cohort):
+            states, native = steps.sessions.states, steps.sessions.native
+        else:
+            states, native = [session.state for session in steps.sessions], None
+        chunk = self._batcher.put(steps.version, inputs, states, calls.deadline, steps, calls.caller, native)
         steps.start(self._deadlines.add(steps, calls.deadline), chunk)
         return True
 
-    def commit(self, steps: ExpressSteps, rows: Sequence[int], outputs: FloatArray, states: FloatArray) -> None:
+    def commit(
+        self,
+        steps: ExpressSteps,
+        rows: Sequence[int],
+        outputs: FloatArray,
+        states: FloatArray,
+        native: object,
+    ) -> None:
         """Has what steps came to written; the store tells them how that went."""
         committing = self._timer()
         if steps.gone:
             kept = [at for at, row in enumerate(rows) if row not in steps.gone]
-            rows, outputs, states = [rows[at] for at in kept], outputs[kept], states[kept]
+            rows, outputs, states, native = [rows[at] for at in kept], outputs[kept], states[kept], None
             if not rows:
                 return
-        calls, time = steps.calls, outputs.shape[1]
-        places = [steps.places[row] for row in rows]
-        sessions = [steps.sessions[row] for row in rows]
-        # Copies, so that no session holds on to a whole batch.
-        commits = [
-            tuple_of(
-                Commit,
-                (
-                    *(session.token, calls.positions[place], (begin := session.position), calls.digests[place]),
-                    *(state.copy(), tuple_of(StepReply, (begin + time, output.copy()))),
-                ),
-            )
-            for place, session, output, state in zip(places, sessions, outputs, states, strict=True)
-        ]
-        self._store.commit_soon(sessions, commits, functools.partial(steps.committed, rows, committing))
+        calls, places = steps.calls, take(steps.places, rows)
+        commits = Commits(take(calls.positions, places), calls.digests.take(places), outputs, states, native)
+        self._store.commit_soon(
+            take(steps.sessions, rows), commits, functools.partial(steps.committed, rows, committing)
+        )
 
     def told(self, steps: ExpressSteps, count: int, committing: float) -> None:
         """So many commits of steps were written."""
@@ -312,7 +374,7 @@ class Express:
         """Lets go of what steps held."""
         if not steps:
             self._deadlines.discard(steps, steps.tick)
-        self._turns.release([steps.sessions[row].info.key for row in rows])
+        self._turns.release(take(steps.keys, rows))
         self._admission.give_back(len(rows) * _bytes_of_one(steps.calls), steps.calls.caller, len(rows))
 
 

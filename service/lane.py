@@ -30,7 +30,7 @@ from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable
 from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
 from service.observing import BatchRun, Observer
-from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, all_finite, empty_batch
+from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, all_finite, batch_of, empty_batch
 
 _log = logging.getLogger(__name__)
 
@@ -273,7 +273,7 @@ class Lane:
                 item.keep(good)
                 outputs, states = outputs[good], states[good]
             if item.size:
-                item.advance(outputs, states)
+                item.advance(outputs, states, result.native if item.size == len(result.state) else None)
             begin = end
 
     def _form(self) -> tuple[list[Chunk], bool]:
@@ -334,16 +334,26 @@ class Lane:
         return BatchRun(self._version.key, _rows(items), asked, rows * steps, self._timer() - began, failed)
 
     def _gather(self, items: Sequence[Chunk]) -> StepBatch:
-        """Pads one slice of each item to the executor's bucket: one copy in for each row."""
+        """Pads one slice of each item to the executor's bucket: one copy in for each row.
+
+        None where the item is all there is, and its states are what the executor has answered before.
+        """
         used = _rows(items)
         rows, steps = self._executor.bucket(used, max(item.turn for item in items))
         origins = tuple(item.origin for item in items for _ in item.rows)
+        first = items[0]
+        if first.native is not None and first.size == rows and not isinstance(first.states, list):
+            batch = batch_of(first.states, first.native, steps, self._version.input_dim, origins)
+            batch.lengths[:] = first.turn
+            first.gather_inputs(batch.inputs)
+            return batch
         batch = empty_batch(rows, steps, self._version.input_dim, self._version.state_size, origins)
         begin = 0
         for item in items:
             end = begin + item.size
             batch.lengths[begin:end] = item.turn
-            item.gather(batch.inputs[begin:end], batch.state[begin:end], batch.reset[begin:end])
+            item.gather_inputs(batch.inputs[begin:end])
+            item.gather_states(batch.state[begin:end], batch.reset[begin:end])
             begin = end
         if used < rows:
             # Padding rows step nothing; the initial state is one that every model can be relied on to handle.

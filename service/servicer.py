@@ -27,6 +27,7 @@ from service.identity import Principal, current, current_connection
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
 from service.seal import Sealer
+from service.sessions.cohort import Replies
 from service.status import status_of
 from service.step_stream import Arrived, Begun, StepStream
 from service.types import SessionKey, StepCall, StepCalls, StepReply
@@ -193,12 +194,12 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             return (), requests
         return self._begin_alike(*way, *parse_requests(requests, self._limits.max_chunk_bytes), arrived)
 
-    def _begin_columns(self, columns: pb.StepColumns, arrived: Arrived) -> Begun:
+    def _begin_columns(self, columns: pb.StepColumns, session_ids: Sequence[str], arrived: Arrived) -> Begun:
         """Likewise those that came as columns."""
         way = self._express_way()
         if way is None:
             return (), requests_of(columns)
-        return self._begin_alike(*way, *parse_columns(columns, self._limits.max_chunk_bytes), arrived)
+        return self._begin_alike(*way, *parse_columns(columns, session_ids, self._limits.max_chunk_bytes), arrived)
 
     def _express_way(self) -> tuple[Express, Principal] | None:
         """What takes steps without tasks, and who asks; None where each step has to go by itself."""
@@ -243,9 +244,32 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     ) -> None:
         """Renders what steps came to that had no tasks."""
         message = pb.StreamStepsResponse()
+        applied: Sequence[int]
+        replies: Sequence[StepReply]
+        again: list[pb.StepRequest] = []
+        if isinstance(came, Replies):
+            applied, replies = places, came
+        else:
+            applied, replies = self._sort_out(alike, steps, places, came, message, again)
+        alike.render(message, applied, replies)
+        if self._requests.on:
+            for place in applied:
+                if self._requests.wanted():
+                    self._note(alike.request(place), "OK", "", steps.began)
+        arrived(steps, message, again)
+
+    def _sort_out(
+        self,
+        alike: AlikeSteps,
+        steps: ExpressSteps,
+        places: Sequence[int],
+        came: Sequence[Came],
+        message: pb.StreamStepsResponse,
+        again: list[pb.StepRequest],
+    ) -> tuple[Sequence[int], Sequence[StepReply]]:
+        """Those that were applied, and their replies; of the others, refusals are written, and requests kept."""
         applied: list[int] = []
         replies: list[StepReply] = []
-        again: list[pb.StepRequest] = []
         for place, one in zip(places, came, strict=True):
             if isinstance(one, StepReply):
                 applied.append(place)
@@ -256,12 +280,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
                 if not isinstance(one, ServiceError | asyncio.CancelledError):
                     _log.error("a step failed in a way that it should not", exc_info=one)
                 message.responses.append(self._refuse(alike.request(place), one, steps.began))
-        alike.render(message, applied, replies)
-        if self._requests.on:
-            for place in applied:
-                if self._requests.wanted():
-                    self._note(alike.request(place), "OK", "", steps.began)
-        arrived(steps, message, again)
+        return applied, replies
 
     def _ttl(self, request: pb.CreateSessionRequest | pb.ForkSessionRequest | pb.RestoreSessionRequest) -> float:
         ttl = request.ttl if request.HasField("ttl") else None

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.bounds import MAX_MESSAGE_STEPS
-from service.columns import check_columns, check_count, names_of, part_of, requests_of, steps_in
+from service.columns import check_columns, check_count, names_of, part_of, requests_of, steps_in, steps_of
 from service.errors import Draining, ServiceError
 
 # A response message holds about this many bytes at the most, so that it passes a client that still has gRPC's default
@@ -42,14 +42,15 @@ Arrived: TypeAlias = Callable[[Handle, pb.StreamStepsResponse, Sequence[pb.StepR
 # Begins what it can without tasks; returns handles, and the requests that need a task.
 Begun: TypeAlias = tuple[Sequence[Handle], Sequence[pb.StepRequest]]
 Begin: TypeAlias = Callable[[Sequence[pb.StepRequest], Arrived], Begun]
-BeginColumns: TypeAlias = Callable[[pb.StepColumns, Arrived], Begun]
+# With the ids of the sessions besides.
+BeginColumns: TypeAlias = Callable[[pb.StepColumns, Sequence[str], Arrived], Begun]
 
 
 def _begin_nothing(requests: Sequence[pb.StepRequest], arrived: Arrived) -> Begun:
     return (), requests
 
 
-def _begin_no_columns(columns: pb.StepColumns, arrived: Arrived) -> Begun:
+def _begin_no_columns(columns: pb.StepColumns, session_ids: Sequence[str], arrived: Arrived) -> Begun:
     return (), requests_of(columns)
 
 
@@ -144,7 +145,8 @@ class StepStream:
                     raise  # there is no step that could be refused by itself
                 refused = error
             check_count(message, self._max_message_steps)
-            await self._take(list(message.requests), refused)
+            if requests := message.requests:
+                await self._take(list(requests), refused)
             for columns in message.columns:
                 await self._take_columns(columns, refused)
             if message.cancel and not refused:
@@ -167,7 +169,7 @@ class StepStream:
             at = end
 
     async def _take_columns(self, columns: pb.StepColumns, refused: ServiceError | None) -> None:
-        steps = steps_in(pb.StreamStepsRequest(columns=[columns]))
+        steps = steps_of(columns)
         if refused is None:
             try:
                 check_columns(columns)
@@ -214,9 +216,10 @@ class StepStream:
             self._start_task(request)
 
     async def _start_columns(self, columns: pb.StepColumns) -> None:
-        sessions = set(columns.session_ids)
-        if len(sessions) == len(columns.session_ids) and sessions.isdisjoint(self._in_tasks):
-            self._note_begun(self._begin_columns(columns, self._arrived))
+        session_ids = list(columns.session_ids)
+        sessions = set(session_ids)
+        if len(sessions) == len(session_ids) and not (self._in_tasks and sessions & self._in_tasks.keys()):
+            self._note_begun(self._begin_columns(columns, session_ids, self._arrived))
             return
         await self._start_all(requests_of(columns))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import KeysView, Sequence
 from types import TracebackType
 from typing import TypeAlias
 
@@ -23,7 +23,7 @@ class Turns:
         return _Turn(self._waiting, key)
 
     @property
-    def held(self) -> Collection[SessionKey]:
+    def held(self) -> KeysView[SessionKey]:
         """The sessions whose turns somebody holds."""
         return self._waiting.keys()
 

@@ -7,10 +7,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from service.digests import Digests
 
 # Bytes. Where an array begins at a multiple of this, TensorFlow and XLA take it without a copy.
 ALIGNMENT = 64
@@ -26,6 +28,17 @@ _FLOAT32, _INT32, _BOOL = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.
 # ``tuple_of(Cls, values)`` makes a named tuple of all its values in their order, at a third of what ``Cls(...)`` costs:
 # some are made several times for every step.
 tuple_of = tuple.__new__
+
+_T = TypeVar("_T")
+
+
+def take(sequence: Sequence[_T], places: Sequence[int]) -> Sequence[_T]:
+    """What stands at some places, all different and in their order: often all there is. A range has no gaps."""
+    if len(places) == len(sequence):
+        return sequence
+    if isinstance(places, range):
+        return sequence[places.start : places.stop]
+    return [sequence[place] for place in places]
 
 
 class VersionKey(NamedTuple):
@@ -95,7 +108,9 @@ class StepBatch:
         state: ``[batch, state_size]``.
         origins: What the rows that are no padding came from, each as the batcher was told; for traces, which is why
             an executor that knows nothing of them may leave it be.
-        aligned: Whether each array is known to begin at a multiple of ``ALIGNMENT`` and to be contiguous and writeable.
+        aligned: Whether each array is known to begin at a multiple of ``ALIGNMENT`` and to be contiguous and writeable,
+            or to be there as ``native``.
+        native: ``state`` as the executor answered it with an earlier batch (``StepBatchResult.native``), or None.
     """
 
     inputs: FloatArray
@@ -104,6 +119,7 @@ class StepBatch:
     state: FloatArray
     origins: tuple[object, ...] = ()
     aligned: bool = False
+    native: object = None
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
@@ -135,6 +151,14 @@ def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins:
     )
 
 
+def batch_of(
+    states: FloatArray, native: object, steps: int, input_dim: int, origins: tuple[object, ...] = ()
+) -> StepBatch:
+    """A batch of states that the executor has as ``native``, having answered them before; all else is of zeros."""
+    rest = empty_batch(len(states), steps, input_dim, 0)
+    return StepBatch(rest.inputs, rest.lengths, rest.reset, states, origins, aligned=True, native=native)
+
+
 @functools.lru_cache(maxsize=1024)
 def _layout(rows: int, steps: int, input_dim: int, state_size: int) -> tuple[int, ...]:
     """Where lengths, resets and states begin in the block of a batch, and how long it is."""
@@ -151,11 +175,14 @@ class StepBatchResult:
         outputs: ``[batch, time, output_dim]``.
         state: ``[batch, state_size]``.
         finite: Whether all of both has been seen to be finite; False also where nobody looked.
+        native: ``state`` as the executor has it, if it can use that again as it is: a batch of these very states may
+            bring it along (``StepBatch.native``). It keeps the memory of ``state``, and no other.
     """
 
     outputs: FloatArray
     state: FloatArray
     finite: bool = False
+    native: object = None
 
 
 def all_finite(*arrays: FloatArray) -> bool:
@@ -212,7 +239,7 @@ class StepCalls:
     inputs: FloatArray
     session_ids: Sequence[str]
     positions: Sequence[int | None]
-    digests: Sequence[bytes]
+    digests: Digests
     names: Sequence[str]
 
 

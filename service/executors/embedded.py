@@ -4,7 +4,6 @@ import asyncio
 import functools
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from service.errors import ExecutorUnavailable, ModelLoadError, ModelVersionUnav
 from service.executors.brief import BriefRuns, Load
 from service.executors.compiler import Compiler
 from service.executors.model_directory import Found, find_versions
+from service.executors.runners import Runners
 from service.executors.saved_model import SavedModel
-from service.executors.threads import begin_thread
 from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey, VersionState, VersionStatus
 
 _log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class EmbeddedExecutor:
         self._versions: dict[VersionKey, ModelVersion] = {}
         self._statuses: dict[VersionKey, VersionStatus] = {}
         self._stamps: dict[VersionKey, Found] = {}
-        self._runners: dict[VersionKey, ThreadPoolExecutor] = {}
+        self._runners: dict[VersionKey, Runners[StepBatchResult]] = {}
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
@@ -138,7 +137,7 @@ class EmbeddedExecutor:
         self._versions = {other: version for other, version in self._versions.items() if other != key}
         del self._models[key], self._stamps[key], self._statuses[key]
         if (runners := self._runners.pop(key, None)) is not None:
-            runners.shutdown(wait=False)
+            runners.close()
         if self._compiler is not None:
             self._compiler.forget(key)
         _log.info("unloaded", extra={"version": str(key)})
@@ -170,7 +169,7 @@ class EmbeddedExecutor:
             raise ExecutorUnavailable("the executor is closed")
         if model is None:
             raise ModelVersionUnavailable(f"model version {key} is not loaded", model=key.model, version=key.version)
-        steps = int(batch.lengths.max(initial=0))
+        steps = max(batch.lengths.tolist(), default=0)
         if not self._small_runs and self._may_run_here(model, batch, steps):
             return self._run_here(model, batch, steps)
         # Cut up only over the threads that are free: a batch in one piece costs less.
@@ -206,9 +205,9 @@ class EmbeddedExecutor:
         return run
 
     def _start_run(
-        self, runners: ThreadPoolExecutor, model: SavedModel, batch: StepBatch, steps: int
+        self, runners: Runners[StepBatchResult], model: SavedModel, batch: StepBatch, steps: int
     ) -> asyncio.Future[StepBatchResult]:
-        run = asyncio.get_running_loop().run_in_executor(runners, self._run, model, batch, steps)
+        run = runners.run(functools.partial(self._run, model, batch, steps))
         small = len(batch.lengths) * steps <= _BRIEF_CELLS
         self._runs += 1
         self._small_runs += small
@@ -231,11 +230,10 @@ class EmbeddedExecutor:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        waiting = [threading.Thread(target=runners.shutdown, daemon=True) for runners in self._runners.values()]
-        for thread in waiting:
-            thread.start()
-        for thread in waiting:
-            await asyncio.to_thread(thread.join, _PATIENCE_S)
+        for runners in self._runners.values():
+            runners.close()
+        for runners in self._runners.values():
+            await asyncio.to_thread(runners.join, _PATIENCE_S)
         # A load cannot be interrupted; nothing waits for one that nobody needs any more.
         self._loader.shutdown(wait=False, cancel_futures=True)
         if self._compiler is not None:
@@ -243,15 +241,11 @@ class EmbeddedExecutor:
         self._models.clear()
         self._versions = {}
 
-    def _runners_of(self, key: VersionKey) -> ThreadPoolExecutor:
+    def _runners_of(self, key: VersionKey) -> Runners[StepBatchResult]:
         """A version's own threads: a model that is slow, or hangs, takes none from another."""
         if key not in self._runners:
-            self._runners[key] = ThreadPoolExecutor(
-                max(2, self._threads),  # so that short chunks never wait for long ones that run
-                thread_name_prefix="runner",
-                initializer=begin_thread,
-                initargs=("runner", _NICENESS),
-            )
+            # Two at the least, so that short chunks never wait for long ones that run.
+            self._runners[key] = Runners(max(2, self._threads), "runner", _NICENESS)
         return self._runners[key]
 
     def _run(self, model: SavedModel, batch: StepBatch, steps: int) -> StepBatchResult:

@@ -139,9 +139,8 @@ class SavedModel:
         errors = self._tf.errors
         try:
             tensor = self._tensor_on if batch.aligned else self._tensor
-            outputs, state = function(
-                tensor(batch.inputs), tensor(batch.lengths), tensor(batch.reset), tensor(batch.state)
-            )
+            before = tensor(batch.state) if batch.native is None else batch.native
+            outputs, state = function(tensor(batch.inputs), tensor(batch.lengths), tensor(batch.reset), before)
             # The buffers of the tensors themselves: `.numpy()` would copy them.
             arrays = np.asarray(memoryview(outputs)), np.asarray(memoryview(state))
         except (errors.ResourceExhaustedError, errors.UnavailableError, errors.CancelledError) as error:
@@ -152,7 +151,7 @@ class SavedModel:
             if array.dtype is not _FLOAT32 and array.dtype != _FLOAT32:
                 raise BadModelOutput(f"model {self.key} answered {name} of {array.dtype}; expected float32")
         # Here they are in this core's cache; whoever hands them out sits on another.
-        return StepBatchResult(*arrays, finite=all_finite(*arrays))
+        return StepBatchResult(*arrays, finite=all_finite(*arrays), native=state if self.on_cpu else None)
 
     def _tensor(self, array: npt.NDArray[Any]) -> Any:
         """A tensor on the array's own memory where that is aligned as TensorFlow wants it; else on a copy."""

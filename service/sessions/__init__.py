@@ -9,9 +9,12 @@ import enum
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from service.types import FloatArray, SessionKey, StepReply, VersionKey
+
+if TYPE_CHECKING:
+    from service.sessions.cohort import Cohort, Commits
 
 TOKEN_BYTES = 16
 _TOKENS_AT_ONCE = 256
@@ -231,6 +234,15 @@ Tell = Callable[[Sequence[Told]], None]
 class LocalStore(Protocol):
     """What a store can do besides for sessions that it has in this process, if only as copies: nothing suspends."""
 
+    def cohorts_now(
+        self, principal: str, session_ids: Sequence[str], seconds: float, /
+    ) -> Sequence[tuple[int, "Cohort"]]:
+        """The cohorts whose sessions are named one after the other, each with the place of its first.
+
+        Only of sessions that live for at least ``seconds`` from now.
+        """
+        ...
+
     def load_now(self, keys: Sequence[SessionKey], /) -> Sequence[Session | None]:
         """``SessionStore.load`` of each; None where the session is not at hand, or not there at all."""
         ...
@@ -239,11 +251,11 @@ class LocalStore(Protocol):
         """``SessionStore.extend`` of what was just loaded; None, and nothing is done, where that takes more."""
         ...
 
-    def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:
+    def commit_soon(self, sessions: Sequence[Session], commits: "Commits", tell: Tell) -> None:
         """``SessionStore.commit`` of steps that ran on ``sessions``; ``tell`` is called with what each comes to.
 
-        Called before this returns or later, once, with the outcomes or with what ``commit`` would raise. The commits
-        are carried through whatever becomes of the caller.
+        Called before this returns or later, once, with the outcomes or with what ``commit`` would raise; with a cohort
+        where all were written and are kept as one. The commits are carried through whatever becomes of the caller.
         """
         ...
 

@@ -19,23 +19,32 @@ from service.sessions import (
     new_token,
     new_tokens,
 )
+from service.sessions.cohort import Cohort, Commits
 from service.types import FloatArray, SessionKey, VersionKey, tuple_of
+
+# Of so few sessions a cohort costs more than it saves.
+_LEAST_COHORT = 16
 
 
 class MemoryStore:
-    """A dictionary of immutable sessions.
+    """A dictionary of immutable sessions. Those that were stepped together are in it as one value, a ``Cohort``.
+
+    Of a cohort either all its sessions are there as part of it, or none: whatever is done to one alone makes each of
+    them a ``Session`` again.
 
     No method suspends, so each is atomic on its event loop, and a reader may keep the session that it got.
 
     Args:
         max_sessions: How many sessions it keeps.
         clock: Seconds since the epoch.
+        least_cohort: The least number of sessions that are kept as one.
     """
 
-    def __init__(self, *, max_sessions: int, clock: Callable[[], float]) -> None:
+    def __init__(self, *, max_sessions: int, clock: Callable[[], float], least_cohort: int = _LEAST_COHORT) -> None:
         self._max_sessions = max_sessions
         self._clock = clock
-        self._sessions: dict[SessionKey, Session] = {}
+        self._least_cohort = least_cohort
+        self._sessions: dict[SessionKey, Session | Cohort] = {}
         self._ids: dict[str, list[str]] = {}  # of each principal, sorted: a list of some must not look at all
 
     async def create(
@@ -79,15 +88,33 @@ class MemoryStore:
         """See ``SessionStore.load``."""
         return self._require(key)
 
+    def cohorts_now(self, principal: str, session_ids: Sequence[str], seconds: float) -> Sequence[tuple[int, Cohort]]:
+        """See ``LocalStore.cohorts_now``."""
+        found: list[tuple[int, Cohort]] = []
+        at, end = 0, len(session_ids) - self._least_cohort
+        if at > end:
+            return found
+        until, get = self._clock() + seconds, self._sessions.get
+        while at <= end:
+            cohort = get(tuple_of(SessionKey, (principal, session_ids[at])))
+            at += 1
+            if not isinstance(cohort, Cohort) or cohort.expires < until:
+                continue
+            last = at - 1 + len(cohort)
+            if cohort.session_ids == session_ids[at - 1 : last]:
+                found.append((at - 1, cohort))
+                at = last
+        return found
+
     def load_now(self, keys: Sequence[SessionKey]) -> Sequence[Session | None]:
         """See ``LocalStore.load_now``."""
-        now, get = self._clock(), self._sessions.get
-        found = [get(key) for key in keys]
+        now = self._clock()
+        found = [self._alone(key) for key in keys]
         return [session if session is not None and session.expires > now else None for session in found]
 
     async def extend(self, key: SessionKey, seconds: float) -> None:
         """See ``SessionStore.extend``."""
-        self.extend_now([self._sessions.get(key)], seconds)
+        self.extend_now([self._alone(key)], seconds)
 
     def extend_now(self, sessions: Sequence[Session | None], seconds: float) -> Sequence[Session | None]:
         """See ``LocalStore.extend_now``."""
@@ -99,21 +126,44 @@ class MemoryStore:
 
     async def commit(self, key: SessionKey, commit: Commit) -> Committed | Refused:
         """See ``SessionStore.commit``."""
-        session = self._require(key)
+        self._require(key)
+        session = self._alone(key)
+        if session is None:
+            raise _not_found(key)
         outcome = self._commit(session, commit, new_token(), self._clock())
         return outcome if isinstance(outcome, Refused) else Committed(outcome)
 
-    def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:
+    def commit_soon(self, sessions: Sequence[Session], commits: Commits, tell: Tell) -> None:
         """See ``LocalStore.commit_soon``."""
-        now, there = self._clock(), self._sessions
+        now = self._clock()
+        if len(commits) >= self._least_cohort:
+            cohort = self._commit_together(sessions, commits, now)
+            if cohort is not None:
+                tell(cohort)
+                return
         told: list[Told] = []
-        for before, commit, token in zip(sessions, commits, new_tokens(len(commits)), strict=True):
-            session = there.get(before.info.key)
+        for at, (before, token) in enumerate(zip(sessions, new_tokens(len(commits)), strict=True)):
+            session = self._alone(before.info.key)
             if session is None or session.expires <= now:
                 told.append(_not_found(before.info.key))
             else:
-                told.append(self._commit(session, commit, token, now))
+                told.append(self._commit(session, commits.of(at, before), token, now))
         tell(told)
+
+    def _commit_together(self, sessions: Sequence[Session], commits: Commits, now: float) -> Cohort | None:
+        """Writes commits as those of a cohort; None, and nothing is written, where not all of them are to be."""
+        there = self._sessions
+        if isinstance(sessions, Cohort):
+            if there.get(sessions.keys[0]) is not sessions or sessions.expires <= now:
+                return None
+            cohort = sessions.after(commits, now)
+        else:
+            # The very same, not one of the same token: one whose life was made longer by itself is kept by itself.
+            if not all(there.get(session.info.key) is session and session.expires > now for session in sessions):
+                return None
+            cohort = Cohort.of(sessions, commits, now)
+        there.update(dict.fromkeys(cohort.keys, cohort))
+        return cohort
 
     def _commit(self, session: Session, commit: Commit, token: bytes, now: float) -> Session | Refused:
         ran_on, position, begin, digest, state, reply = commit
@@ -138,19 +188,26 @@ class MemoryStore:
         for at in range(bisect_right(ids, after), len(ids)):
             if len(found) == limit:
                 break
-            s = self._sessions[SessionKey(principal, ids[at])]
-            if s.expires > now:
-                found.append(SessionSummary(s.info, s.position, s.last_used, s.expires))
+            key = SessionKey(principal, ids[at])
+            s = self._sessions[key]
+            if isinstance(s, Cohort):
+                summary = s.summary(key)
+            else:
+                summary = SessionSummary(s.info, s.position, s.last_used, s.expires)
+            if summary.expires > now:
+                found.append(summary)
         return found
 
     async def counts(self) -> dict[VersionKey, int]:
         """See ``SessionStore.counts``."""
         now = self._clock()
+        self._part_expired(now)
         return dict(Counter(session.info.version for session in self._sessions.values() if session.expires > now))
 
     async def sweep(self) -> Sequence[SessionKey]:
         """See ``SessionStore.sweep``."""
         now = self._clock()
+        self._part_expired(now)
         expired = [key for key, session in self._sessions.items() if session.expires <= now]
         for key in expired:
             del self._sessions[key]
@@ -167,18 +224,41 @@ class MemoryStore:
         self._ids.clear()
 
     def _live(self, key: SessionKey, now: float) -> Session | None:
+        """A session; of a cohort by itself, which stays as it is."""
         session = self._sessions.get(key)
+        if isinstance(session, Cohort):
+            session = session.session(key)
         if session is None or session.expires > now:
             return session
         self._remove(key)
         return None
 
+    def _alone(self, key: SessionKey) -> Session | None:
+        """A session to which something is to be done alone; it may have expired."""
+        session = self._sessions.get(key)
+        if isinstance(session, Cohort):
+            self._part(session)
+            return self._alone(key)
+        return session
+
+    def _part(self, cohort: Cohort) -> None:
+        """Makes each of a cohort a session by itself."""
+        self._sessions.update(zip(cohort.keys, cohort, strict=True))
+
+    def _part_expired(self, now: float) -> None:
+        """Likewise of the cohorts of which at least one has expired."""
+        kept = self._sessions.values()
+        for cohort in {id(one): one for one in kept if isinstance(one, Cohort) and one.expires <= now}.values():
+            self._part(cohort)
+
     def _count(self, principal: str, now: float) -> int:
         """One owner's live sessions."""
-        ids = self._ids.get(principal, ())
-        return sum(self._sessions[SessionKey(principal, name)].expires > now for name in ids)
+        keys = [SessionKey(principal, name) for name in self._ids.get(principal, ())]
+        kept = self._sessions
+        return sum((one.summary(key) if isinstance(one := kept[key], Cohort) else one).expires > now for key in keys)
 
     def _remove(self, key: SessionKey) -> None:
+        self._alone(key)
         del self._sessions[key]
         ids = self._ids[key.principal]
         del ids[bisect_left(ids, key.session_id)]

@@ -32,6 +32,8 @@ COMMIT = "service/sessions/redis/scripts/commit.lua"
 
 CONTRACT = "tests/service/sessions/store_contract_test.py::"
 CLIENT_BLOCKS = "tests/service/client/blocks_chance_test.py::"
+COHORT = "tests/service/sessions/cohort_test.py::"
+COHORTS = "tests/service/cohorts_test.py::"
 PROTOCOL = "tests/service/sessions/protocol_test.py::"
 FAILURES = "tests/service/sessions/redis/failures_test.py::"
 REDIS = "tests/service/sessions/redis/store_test.py::"
@@ -131,9 +133,10 @@ MUTANTS = (
     Mutant(
         "express: answers before the commit",
         EXPRESS,
-        "        self._store.commit_soon(sessions, commits, functools",
-        "        steps._through(rows, [commit.reply for commit in commits])\n"
-        "        self._store.commit_soon(sessions, commits, functools",
+        "        self._store.commit_soon(\n            take(",
+        "        ran_on = enumerate(take(steps.sessions, rows))\n"
+        "        steps._through(rows, [commits.of(at, session).reply for at, session in ran_on])\n"
+        "        self._store.commit_soon(\n            take(",
         f"{PROTOCOL}test_exactly_once_over_valkey",
     ),
     Mutant(
@@ -153,8 +156,50 @@ MUTANTS = (
     Mutant(
         "express: of steps that go together, one gets the state of another",
         EXPRESS,
-        "zip(places, sessions, outputs, states, strict=True)",
-        "zip(places, sessions, outputs, states[::-1], strict=True)",
+        "calls.digests.take(places), outputs, states, native)",
+        "calls.digests.take(places), outputs, states[::-1], native)",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "cohort: is written whatever has become of its sessions",
+        MEMORY,
+        "if there.get(sessions.keys[0]) is not sessions or sessions.expires <= now:",
+        "if sessions.expires <= now:",
+        f"{COHORT}test_a_commit_on_what_has_moved_on_is_refused_for_each",
+    ),
+    Mutant(
+        "cohort: is made of sessions that have moved on",
+        MEMORY,
+        "there.get(session.info.key) is session and session.expires > now for",
+        "session.expires > now for",
+        f"{COHORT}test_where_one_session_has_moved_on_only_the_others_are_written",
+    ),
+    Mutant(
+        "cohort: one of its sessions is written by itself, and it stays",
+        MEMORY,
+        "            self._part(session)\n            return self._alone(key)\n",
+        "            return session.session(key)\n",
+        f"{COHORT}test_cohorts_are_the_sessions_that_they_stand_for",
+    ),
+    Mutant(
+        "cohort: takes the native states of a whole batch for those of a part",
+        "service/sessions/cohort.py",
+        "return np.array(states), None",
+        "return np.array(states), native",
+        f"{COHORT}test_a_part_of_a_result_does_not_hold_on_to_the_whole",
+    ),
+    Mutant(
+        "cohort: is stepped again while it is being stepped",
+        EXPRESS,
+        "if held.isdisjoint(cohort.keys) and calls",
+        "if calls",
+        f"{COHORTS}test_a_cohort_that_is_being_stepped_is_not_begun_again",
+    ),
+    Mutant(
+        "cohort: does not look whether its steps are the next",
+        EXPRESS,
+        " and calls.positions[place : place + len(cohort)] == cohort.positions",
+        "",
         f"{PROTOCOL}test_exactly_once_over_memory",
     ),
     Mutant(
@@ -174,8 +219,8 @@ MUTANTS = (
     Mutant(
         "columns: results are named from the front, whichever steps they are of",
         ALIKE,
-        "else [self.names[place] for place in places]",
-        "else self.names[: len(places)]",
+        "names = take(self.names, places)",
+        "names = self.names[: len(places)]",
         "tests/service/columns_test.py::test_results_are_rendered_in_blocks_that_fit_a_message",
     ),
     Mutant(
@@ -188,8 +233,8 @@ MUTANTS = (
     Mutant(
         "columns: two steps of one session in the same columns run side by side",
         "service/step_stream.py",
-        "if len(sessions) == len(columns.session_ids) and sessions.isdisjoint(self._in_tasks):",
-        "if sessions.isdisjoint(self._in_tasks):",
+        "if len(sessions) == len(session_ids) and not (",
+        "if not (",
         "tests/service/columns_test.py::test_the_same_step_twice_among_columns_is_applied_once_and_answered_twice",
     ),
     Mutant(
@@ -237,12 +282,14 @@ MUTANTS = (
     Mutant(
         "memory: a commit makes a session that is not there",
         MEMORY,
-        "        session = self._require(key)\n        outcome = ",
+        "        self._require(key)\n"
+        "        session = self._alone(key)\n"
+        "        if session is None:\n"
+        "            raise _not_found(key)\n",
         "        session = self._sessions.get(key)\n"
         "        if session is None:\n"
         "            info = SessionInfo(key, VersionKey('sums', 1), 'f1', 60.0, b'', 0.0)\n"
-        "            session = Session(info, commit.begin, None, None, commit.token, 0.0, 0.0)\n"
-        "        outcome = ",
+        "            session = Session(info, commit.begin, None, None, commit.token, 0.0, 0.0)\n",
         f"{CONTRACT}test_a_commit_never_makes_a_session[memory]",
     ),
     Mutant(

@@ -23,7 +23,7 @@ class Rows:
         self.open = set(range(count))
         self.over = asyncio.Event()
 
-    def set_results(self, rows, outputs, states):
+    def set_results(self, rows, outputs, states, native=None):
         for row, output, state in zip(rows, outputs, states, strict=True):
             self._told(row, (output.copy(), state.copy()))
 

@@ -281,7 +281,7 @@ def test_columns_can_be_cut_up_and_hold_the_same_steps(columns, data):
 
 @given(any_columns())
 def test_columns_are_read_as_their_requests_are(columns):
-    alike, others = parse_columns(columns, 20)
+    alike, others = parse_columns(columns, list(columns.session_ids), 20)
     single, refused = parse_requests(requests_of(columns), 20)
     if refused:
         assert (alike, list(others)) == ((), requests_of(columns))
@@ -291,14 +291,14 @@ def test_columns_are_read_as_their_requests_are(columns):
     assert (steps.limit, list(steps.names), list(steps.session_ids)) == (
         *(expected.limit, expected.names, expected.session_ids),
     )
-    assert (list(steps.positions), list(steps.digests)) == (expected.positions, expected.digests)
+    assert (list(steps.positions), list(steps.digests)) == (expected.positions, list(expected.digests))
     np.testing.assert_array_equal(steps.inputs, expected.inputs)
     assert [steps.request(place) for place in range(len(steps.names))] == requests_of(columns)
 
 
 def test_results_are_rendered_in_blocks_that_fit_a_message():
     names = [f"s{n}" for n in range(9)]
-    (steps,), _ = parse_columns(columns_of(names, np.zeros((9, 1, 2))), 100)
+    (steps,), _ = parse_columns(columns_of(names, np.zeros((9, 1, 2))), names, 100)
     replies = [StepReply(n, np.full((100_000, 1), n, np.float32)) for n in range(7)]
     message = pb.StreamStepsResponse()
     steps.render(message, [0, 1, 2, 4, 5, 6, 8], replies)

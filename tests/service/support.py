@@ -14,6 +14,7 @@ from ntm_serving.v1 import model_service_pb2_grpc, sequence_service_pb2_grpc
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.codec import render_tensor
 from service.config import Settings
+from service.digests import Digests
 from service.errors import ModelVersionUnavailable
 from service.executors import Executor
 from service.server import Gateway
@@ -66,7 +67,7 @@ def alike(calls: Sequence[StepCall]) -> StepCalls:
         session_ids=[call.key.session_id for call in calls],
         positions=[call.position for call in calls],
         inputs=np.stack([call.inputs for call in calls]),
-        digests=[call.digest for call in calls],
+        digests=Digests(np.stack([call.inputs for call in calls])),
         deadline=calls[0].deadline,
         caller=calls[0].caller,
         names=[call.key.session_id for call in calls],

@@ -34,6 +34,7 @@ from service.sessions import (
     blob,
     new_token,
 )
+from service.sessions.cohort import Cohort, Commits
 from service.sessions.redis import scripts
 from service.sessions.redis.cache import SessionCache
 from service.sessions.redis.durability import Durability
@@ -143,6 +144,10 @@ class RedisStore:
         await asyncio.wait((sent.reply,))
         return self._outcome(sent)
 
+    def cohorts_now(self, principal: str, session_ids: Sequence[str], seconds: float) -> Sequence[tuple[int, Cohort]]:
+        """See ``LocalStore.cohorts_now``: none, for each session is one value of the server's."""
+        return ()
+
     def load_now(self, keys: Sequence[SessionKey]) -> Sequence[Session | None]:
         """See ``LocalStore.load_now``: the copies, where there are any."""
         return [self._cached(key) for key in keys]
@@ -154,7 +159,7 @@ class RedisStore:
             return [None] * len(sessions)
         return [session if session is not None and session.expires - now >= seconds else None for session in sessions]
 
-    def commit_soon(self, sessions: Sequence[Session], commits: Sequence[Commit], tell: Tell) -> None:
+    def commit_soon(self, sessions: Sequence[Session], commits: Commits, tell: Tell) -> None:
         """See ``LocalStore.commit_soon``."""
         told: dict[int, Told] = {}
 
@@ -172,9 +177,9 @@ class RedisStore:
             else:
                 came(at, outcome.session if isinstance(outcome, Committed) else outcome)
 
-        for at, (session, commit) in enumerate(zip(sessions, commits, strict=True)):
+        for at, session in enumerate(sessions):
             try:
-                sent = self._send_commit(session.info, commit)
+                sent = self._send_commit(session.info, commits.of(at, session))
             except Exception as error:  # noqa: BLE001 - likewise, and the others are sent
                 came(at, error)
                 continue

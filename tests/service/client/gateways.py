@@ -75,8 +75,8 @@ class GatewayThread:
 
     def position(self, session):
         """Where a session stands in the store."""
-        (found,) = [s for key, s in self.store._sessions.items() if key.session_id == session.session_id]
-        return found.position
+        (key,) = [key for key in self.store._sessions if key.session_id == session.session_id]
+        return self.store._live(key, 0.0).position
 
     def eventually(self, condition):
         """Returns once the condition, looked at on the gateway's loop, holds."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.executors.saved_model import SavedModel
-from service.types import ALIGNMENT, StepBatch, VersionKey, empty_batch
+from service.types import ALIGNMENT, StepBatch, VersionKey, batch_of, empty_batch
 from tests.service.executors.sequence_models import WIDTH, assert_close, expected, export_sums, random_batch
 
 FIELDS = ("inputs", "lengths", "reset", "state")
@@ -105,3 +105,35 @@ def test_a_result_says_whether_all_of_it_is_finite(model, steps, value):
     batch.reset[63] = False
     batch.state[63, WIDTH - 1] = value
     assert not model.run(batch).finite
+
+
+def next_batch(before, steps, seed):
+    """Random inputs for the states of a result; by themselves, and with the states as the model has them."""
+    batch = random_batch(64, steps, seed)
+    batch.reset[:] = False
+    native = batch_of(before.state, before.native, steps, WIDTH)
+    native.inputs[:], native.lengths[:] = batch.inputs, batch.lengths
+    alone = aligned(StepBatch(batch.inputs, batch.lengths, batch.reset, before.state))
+    return native, alone
+
+
+@pytest.mark.parametrize("steps", [3, 4], ids=["plain", "compiled"])
+def test_states_go_back_in_as_the_model_has_them_and_stay_what_they_are(model, steps):
+    results = [model.run(aligned(random_batch(64, steps)))]
+    kept = [results[0].state.copy()]
+    for seed in range(20):
+        native, alone = next_batch(results[-1], steps, seed)
+        assert native.native is not None
+        assert native.state is results[-1].state
+        result = model.run(native)
+        np.testing.assert_array_equal(result.outputs, (wanted := model.run(alone)).outputs)
+        np.testing.assert_array_equal(result.state, wanted.state)
+        results.append(result)
+        kept.append(result.state.copy())
+    for result, state in zip(results, kept, strict=True):
+        np.testing.assert_array_equal(result.state, state)
+
+
+def test_states_that_lie_in_a_gpu_s_memory_are_not_kept_there(model, monkeypatch):
+    monkeypatch.setattr(model, "on_cpu", False)
+    assert model.run(aligned(random_batch(64, 4))).native is None

@@ -66,12 +66,14 @@ class ChainExecutor:
         if self.gate is not None:
             await self.gate("executor")
         await asyncio.sleep(0)
+        if batch.native is not None:
+            np.testing.assert_array_equal(batch.native, batch.state)
         outputs = np.zeros((*batch.inputs.shape[:2], 4), np.float32)
         state = batch.state.copy()
         for row, length in enumerate(batch.lengths):
             begin = None if batch.reset[row] else state[row]
             outputs[row, :length], state[row] = run_chain(batch.inputs[row, :length], begin)
             self.steps += int(length)
-        return StepBatchResult(outputs, state)
+        return StepBatchResult(outputs, state, native=state)
 
     async def close(self) -> None: ...

@@ -5,7 +5,6 @@ decides which goes on, which fails, and which gateway dies there.
 """
 
 import asyncio
-import hashlib
 import itertools
 from typing import NamedTuple
 
@@ -13,15 +12,20 @@ import numpy as np
 
 from service.admission import Admission
 from service.batcher import Batcher, BatchPolicy
+from service.digests import digest_of
 from service.engine import Engine
 from service.errors import CommitUnknown, ServiceError, StoreUnavailable
 from service.sessions import Committed, Refused
+from service.sessions.cohort import Cohort, Commits
+from service.sessions.redis import RedisStore
 from service.types import SessionKey, StepCall
 from tests.service.sessions.chain import ChainExecutor, run_chain
 from tests.service.support import alike
 
 # Seconds that nothing here takes; sessions live longer.
 _FAR = 600.0
+# Time steps of the chunks of a sequence, over and over.
+_LENGTHS = (1, 3, 2, 2, 1, 3, 3, 1, 2)
 
 
 class Gate(NamedTuple):
@@ -59,6 +63,9 @@ class GatedStore:
         await self._gateway.gate("committed")
         return outcome
 
+    def cohorts_now(self, principal, session_ids, seconds):
+        return self.store.cohorts_now(principal, session_ids, seconds)
+
     def load_now(self, keys):
         return self.store.load_now(keys)
 
@@ -66,17 +73,43 @@ class GatedStore:
         return self.store.extend_now(sessions, seconds)
 
     def commit_soon(self, sessions, commits, tell):
-        """Each waits at the same gates; a crash of its gateway ends it where it is."""
+        """They wait at the same gates, each by itself or all at once, as the store writes them.
+
+        A crash of their gateway ends them where they are.
+        """
         self._gateway.world.tally["express"] += len(commits)
-        self._gateway.keep(asyncio.create_task(self._commit_all(sessions, commits, tell)))
+        commit = self._commit_each if isinstance(self.store, RedisStore) else self._commit_all
+        self._gateway.keep(asyncio.create_task(commit(sessions, commits, tell)))
 
     async def _commit_all(self, sessions, commits, tell):
-        tell(await asyncio.gather(*map(self._commit_one, sessions, commits)))
+        world = self._gateway.world
+        try:
+            if await self._gateway.gate("commit") == "late":
+                for at, session in enumerate(sessions):
+                    world.late.append((self.store, session.info.key, commits.of(at, session)))
+                    world.tally["late"] += 1
+                raise CommitUnknown("the commits are still on their way")
+            told = []
+            self.store.commit_soon(sessions, commits, told.append)
+            (told,) = told
+            world.tally["cohorts"] += isinstance(told, Cohort)
+            world.tally["cohorts_again"] += isinstance(sessions, Cohort)
+            for one in told:
+                if not isinstance(one, Exception):
+                    world.count(one if isinstance(one, Refused) else Committed(one))
+            await self._gateway.gate("committed")
+        except ServiceError as error:
+            told = [error] * len(sessions)
+        tell(told)
+
+    async def _commit_each(self, sessions, commits, tell):
+        each = [commits.of(at, session) for at, session in enumerate(sessions)]
+        tell(await asyncio.gather(*map(self._commit_one, sessions, each)))
 
     async def _commit_one(self, session, commit):
         async def ask():
             told = asyncio.get_running_loop().create_future()
-            self.store.commit_soon([session], [commit], told.set_result)
+            self.store.commit_soon([session], _commits_of(commit), told.set_result)
             (one,) = await told
             if isinstance(one, Exception):
                 raise one
@@ -90,6 +123,12 @@ class GatedStore:
 
     def __getattr__(self, name):
         return getattr(self.store, name)
+
+
+def _commits_of(commit):
+    """One commit, as some that were made side by side."""
+    states, outputs = commit.state[None], commit.reply.outputs[None]
+    return Commits([commit.position], [commit.digest], outputs, states)
 
 
 class Gateway:
@@ -181,9 +220,10 @@ class Client:
         self.floor = None
 
     def chunk(self, number):
-        """``[time, 1]``: one to three time steps, no two chunks alike."""
+        """``[time, 1]``: one to three time steps, no two chunks alike; of all clients those of a number are as long."""
         while len(self._chunks) <= number:
-            self._chunks.append(self._random.integers(0, 500, (self._random.integers(1, 4), 1)).astype(np.float32))
+            time = _LENGTHS[len(self._chunks) % len(_LENGTHS)]
+            self._chunks.append(self._random.integers(0, 500, (time, 1)).astype(np.float32))
         return self._chunks[number]
 
     def position(self, number):
@@ -215,7 +255,7 @@ class Client:
 
     def call(self, number):
         inputs = self.chunk(number)
-        digest = hashlib.sha256(inputs.tobytes() + bytes(str(inputs.shape), "ascii")).digest()
+        digest = digest_of(inputs.tobytes(), *inputs.shape)
         return StepCall(self.key, self.position(number), inputs, digest, asyncio.get_running_loop().time() + _FAR)
 
 

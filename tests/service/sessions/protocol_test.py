@@ -33,7 +33,7 @@ class MemoryBackend:
     """One store for both gateways, which outlives them."""
 
     def __init__(self):
-        self.store = MemoryStore(max_sessions=10, clock=lambda: 1000.0)
+        self.store = MemoryStore(max_sessions=10, clock=lambda: 1000.0, least_cohort=2)
 
     def make_store(self):
         return self.store
@@ -116,11 +116,27 @@ class Protocol(RuleBasedStateMachine):
             self.open(next((gate for gate in reversed(self.world.gates) if gate.gateway is gateway), None))
 
     @precondition(lambda self: not self.world.gates)
+    @rule(gateway=places)
+    def step_together_to_the_end(self, gateway):
+        """Twice, so that what is kept together is stepped together; what comes next may find it so."""
+        for _ in range(2):
+            self.send_together(gateway, 0)
+            for _ in range(20):
+                self.open(next(iter(self.world.gates), None))
+
+    @precondition(lambda self: not self.world.gates)
     @rule(who=places, express=st.booleans())
     def race(self, who, express):
         """The same chunk on both gateways at once, up to their commits."""
         for place in places_of_both:
             self.send(who, place, 2, express)
+
+    @precondition(lambda self: not self.world.gates)
+    @rule()
+    def race_together(self):
+        """Likewise of all clients at once."""
+        for place in places_of_both:
+            self.send_together(place, 2)
 
     @precondition(lambda self: self.world.gates)
     @rule(pick=picks, often=st.integers(1, 4))
@@ -305,7 +321,7 @@ class Protocol(RuleBasedStateMachine):
         return client.number_at(session.position), session
 
 
-def _check(new_backend, examples):
+def _check(new_backend, examples, **more):
     tally = Counter()
     machine = type("Machine", (Protocol,), {"tally": tally, "make_backend": staticmethod(new_backend)})
     options = settings(
@@ -322,12 +338,13 @@ def _check(new_backend, examples):
         "replay": examples // 20,
         "express": examples // 2,
         "together": examples // 40,
+        **more,
     }
     assert all(tally[what] >= least for what, least in wanted.items()), tally
 
 
 def test_exactly_once_over_memory():
-    _check(MemoryBackend, 120)
+    _check(MemoryBackend, 120, cohorts=120, cohorts_again=60)
 
 
 def test_exactly_once_over_valkey(valkey):
