@@ -219,7 +219,7 @@ class Express:
             ended: Called with the steps when they are through, with some or all of them; never before this returns.
 
         Returns:
-            The steps under way, by model version, and the places of those that have to go the long way.
+            The steps under way, by model version and cohort, and the places of those that have to go the long way.
         """
         began = self._timer()
         begun: list[ExpressSteps] = []
@@ -256,11 +256,11 @@ class Express:
             found = self._store.cohorts_now(calls.principal, calls.session_ids, self._checkout(calls.deadline))
         except Exception:  # noqa: BLE001 - the long way fails too, and knows what to make of it
             return ()
-        held = self._turns.held
+        held, positions = self._turns.held, calls.positions
         return [
             (place, cohort)
             for place, cohort in found
-            if held.isdisjoint(cohort.keys) and calls.positions[place : place + len(cohort)] == cohort.positions
+            if held.isdisjoint(cohort.keys) and _are_next(positions[place : place + len(cohort)], cohort.positions)
         ]
 
     def _sort_single(
@@ -376,6 +376,13 @@ class Express:
             self._deadlines.discard(steps, steps.tick)
         self._turns.release(take(steps.keys, rows))
         self._admission.give_back(len(rows) * _bytes_of_one(steps.calls), steps.calls.caller, len(rows))
+
+
+def _are_next(asked: Sequence[int | None], positions: Sequence[int]) -> bool:
+    """Whether steps that say this, or nothing, begin at these positions: when ``judge`` says RUN."""
+    return asked == positions or all(
+        position is None or position == stands for position, stands in zip(asked, positions, strict=True)
+    )
 
 
 def _bytes_of_one(calls: StepCalls) -> int:

@@ -1,5 +1,6 @@
 """A queue in which nobody waits for the whole of somebody else's flood."""
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, Self, TypeVar
@@ -57,7 +58,21 @@ class FairQueue(Generic[_T]):
         """
         if not self._queues:
             raise IndexError("take from an empty queue")
-        caller, queue = next(iter(self._queues.items()))
+        return self._take(next(iter(self._queues)), most)
+
+    def take_small(self, most: int, callers: int) -> Iterator[_T]:
+        """Takes the first item of each caller in turn, where it has at most ``most`` rows; the others keep their turns.
+
+        Args:
+            most: Rows.
+            callers: Of how many, from the one on whose turn it is.
+        """
+        for caller in tuple(itertools.islice(self._queues, callers)):
+            if self._queues[caller][0].size <= most:
+                yield self._take(caller, most)
+
+    def _take(self, caller: str, most: int) -> _T:
+        queue = self._queues[caller]
         item = queue[0].split(most) if queue[0].size > most else queue.popleft()
         self._length -= item.size
         if not queue:

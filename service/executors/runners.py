@@ -42,15 +42,15 @@ class Runners(Generic[_T]):
         """Has a thread call ``work``. A call that is cancelled before it has begun never begins.
 
         Raises:
-            RuntimeError: closed.
+            RuntimeError: closed, or there can be no more threads.
         """
         if self._closed:
             raise RuntimeError("the runners are closed")
-        self._under_way += 1
-        if len(self._threads) < min(self._most, self._under_way):
+        if len(self._threads) < min(self._most, self._under_way + 1):
             thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             thread.start()
             self._threads.append(thread)
+        self._under_way += 1
         future: asyncio.Future[_T] = self._loop.create_future()
         self._queue.put((future, work))
         return future

@@ -173,6 +173,8 @@ async def test_the_same_again_is_one_value_and_its_states_are_not_copied():
         assert sessions.cohorts == 4
         await sessions.message(list("dcba"), 1)  # in another order they are not the same
         assert sessions.cohorts == 4
+        await sessions.message(list("dcba"), 1, says=False)
+        assert sessions.cohorts == 5
 
 
 async def test_chunks_of_several_turns_go_on_from_the_states_as_they_are():

@@ -63,11 +63,22 @@ def test_a_turn_takes_at_most_so_many_rows_of_an_item_and_leaves_the_others_firs
     assert (len(queue), queue.callers) == (0, 0)
 
 
+def test_small_items_are_taken_of_each_caller_and_the_others_keep_their_turns():
+    big = Item("a", 0, rows=9)
+    queue = queue_of(big, Item("b", 0), Item("b", 1), Item("c", 0, rows=2), Item("d", 0))
+    assert list(queue.take_small(2, 4)) == [Item("b", 0), Item("c", 0, rows=2), Item("d", 0)]
+    assert (len(queue), queue.callers) == (10, 2)
+    assert queue.take(4) == Item("a", 0, rows=4)
+    assert list(queue.take_small(9, 1)) == [Item("b", 1)]  # of one caller: whose turn it is
+    assert emptied(queue)[0] == Item("a", 4)
+
+
 @given(
     st.lists(
         st.one_of(
             st.tuples(st.just("put"), st.sampled_from("abc"), st.integers(1, 5)),
             st.tuples(st.just("take"), st.integers(1, 4)),
+            st.tuples(st.just("take small"), st.integers(1, 4), st.integers(1, 3)),
         ),
         max_size=60,
     )
@@ -80,6 +91,11 @@ def test_nothing_is_lost_and_each_caller_keeps_its_order(operations):
             item = Item(caller, sum(one == caller for one, _ in put), rows)
             put += [(caller, item.number + row) for row in range(rows)]
             queue.append(item)
+        elif operation == "take small":
+            came = list(queue.take_small(*arguments))
+            assert len({item.caller for item in came}) == len(came) <= arguments[1]
+            assert all(item.size <= arguments[0] for item in came)
+            taken += [(item.caller, item.number + row) for item in came for row in range(item.size)]
         elif len(queue):
             most = arguments[0]
             item = queue.take(most)

@@ -3,12 +3,21 @@
 import asyncio
 
 import grpc
+import numpy as np
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import sequence_service_pb2_grpc
 from service.batcher import BatchPolicy
 from tests.service.batching import NEVER, make, settle, submit
-from tests.service.support import NumpyExecutor, initial_state, random_inputs, running_gateway, step_request, version_of
+from tests.service.support import (
+    INPUT_DIM,
+    NumpyExecutor,
+    initial_state,
+    random_inputs,
+    running_gateway,
+    step_request,
+    version_of,
+)
 
 POLICY = BatchPolicy(max_batch_size=4, max_steps_per_turn=8, executor_timeout=10, shared_steps=2, shared_seconds=0.25)
 
@@ -33,6 +42,38 @@ async def test_long_ones_run_in_short_turns_on_the_only_worker_as_long_as_short_
     turns = [int(batch.lengths.max()) for batch in executor.batches]
     assert turns[:3] == [8, 1, 2]
     assert 8 in turns[3:]
+    await batcher.close()
+
+
+class Rows:
+    """Where the outcomes of several rows go: nowhere."""
+
+    gone = ()
+
+    def set_results(self, rows, outputs, states, native=None): ...
+
+    def set_exception(self, rows, error): ...
+
+
+def put(batcher, caller, rows):
+    inputs = np.full((rows, 1, INPUT_DIM), ord(caller), np.float32)
+    batcher.put(version_of(), inputs, [None] * rows, NEVER, Rows(), caller)
+
+
+def callers_of(batch):
+    return "".join(chr(int(row[0, 0])) for row in batch.inputs)
+
+
+async def test_who_has_more_than_a_share_gets_a_batch_in_turn_and_all_others_a_place_in_each():
+    batcher, executor, _ = make(policy=POLICY)
+    executor.gate.clear()
+    put(batcher, "x", 1)
+    await settle()  # it runs; the others wait
+    for caller, rows in (("a", 4), ("b", 4), ("c", 1), ("a", 4), ("d", 1), ("d", 1)):
+        put(batcher, caller, rows)
+    executor.gate.set()
+    await settle()
+    assert [callers_of(batch) for batch in executor.batches[1:]] == ["cdaa", "dbbb", "aaba", "aaa\0"]
     await batcher.close()
 
 
