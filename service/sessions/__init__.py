@@ -266,11 +266,17 @@ def new_token() -> bytes:
 
 
 def new_tokens(count: int) -> list[bytes]:
-    """So many of them. One call of the operating system's makes many."""
+    """So many of them."""
+    block = draw_tokens(count)
+    return [block[at : at + TOKEN_BYTES] for at in range(0, len(block), TOKEN_BYTES)]
+
+
+def draw_tokens(count: int) -> bytes:
+    """So many of them, one after the other. One call of the operating system's makes many."""
     size = count * TOKEN_BYTES
     block = _drawn.pop() if _drawn else b""
     if len(block) < size:
         block = secrets.token_bytes(max(_TOKENS_AT_ONCE * TOKEN_BYTES, size))
     if len(block) > size:
         _drawn.append(block[size:])
-    return [block[at : at + TOKEN_BYTES] for at in range(0, size, TOKEN_BYTES)]
+    return block[:size]

@@ -5,14 +5,13 @@ its states are one array, which is what the next batch starts from. Nothing is c
 session. Whatever else is done to one of them makes ``Session``s of all of them: the rules are theirs.
 """
 
-import secrets
 from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
 
 from service.digests import Digests
-from service.sessions import TOKEN_BYTES, Commit, LastStep, Session, SessionInfo, SessionSummary
+from service.sessions import TOKEN_BYTES, Commit, LastStep, Session, SessionInfo, SessionSummary, draw_tokens
 from service.types import FloatArray, SessionKey, StepReply, VersionKey, tuple_of
 
 # The digests of a cohort's last steps are found when they are asked for where their inputs take little room beside the
@@ -97,13 +96,12 @@ class Commits:
 class _Members:
     """What does not change of a cohort's sessions."""
 
-    __slots__ = ("infos", "keys", "rows", "session_ids", "ttl")
+    __slots__ = ("infos", "keys", "session_ids", "ttl")
 
     def __init__(self, infos: Sequence[SessionInfo]) -> None:
         self.infos = infos
         self.keys = [info.key for info in infos]
         self.session_ids = [key.session_id for key in self.keys]
-        self.rows = dict(zip(self.keys, range(len(infos)), strict=True))
         self.ttl = min([info.ttl for info in infos])
 
 
@@ -130,7 +128,7 @@ class Cohort(Sequence[Session]):
         self.states, self.native = _own(commits.states, commits.native)
         self.replies = Replies(self.positions, commits.outputs.copy())
         self._digests = commits.digests.kept(int(_INPUTS_SHARE * self.states.nbytes))
-        self._tokens = secrets.token_bytes(TOKEN_BYTES * len(positions))
+        self._tokens = draw_tokens(len(positions))
         self.last_used = now
         self.expires = now + members.ttl
 
@@ -152,14 +150,15 @@ class Cohort(Sequence[Session]):
     @overload
     def __getitem__(self, at: slice) -> Sequence[Session]: ...
     def __getitem__(self, at: int | slice) -> Session | Sequence[Session]:
-        """One by itself: its arrays are copies, which do not hold on to those of the others."""
+        """One by itself: its arrays do not hold on to those of the others."""
         if isinstance(at, slice):
             return [self[row] for row in range(*at.indices(len(self)))]
+        state = self.states[at] if len(self.positions) == 1 else self.states[at].copy()
         info, reply = self._members.infos[at], self.replies[at]
         last = tuple_of(LastStep, (reply.position - len(reply.outputs), self._digests[at], reply))
         token = self._tokens[at * TOKEN_BYTES : (at + 1) * TOKEN_BYTES]
         times = (self.last_used, self.last_used + info.ttl)
-        return tuple_of(Session, (info, reply.position, self.states[at].copy(), last, token, *times))
+        return tuple_of(Session, (info, reply.position, state, last, token, *times))
 
     @property
     def version(self) -> VersionKey:
@@ -183,11 +182,11 @@ class Cohort(Sequence[Session]):
 
     def session(self, key: SessionKey) -> Session:
         """The one of this key."""
-        return self[self._members.rows[key]]
+        return self[self.keys.index(key)]
 
     def summary(self, key: SessionKey) -> SessionSummary:
         """What a list says of the one of this key."""
-        row = self._members.rows[key]
+        row = self.keys.index(key)
         info = self._members.infos[row]
         return SessionSummary(info, self.positions[row], self.last_used, self.last_used + info.ttl)
 

@@ -22,8 +22,9 @@ from service.sessions import (
 from service.sessions.cohort import Cohort, Commits
 from service.types import FloatArray, SessionKey, VersionKey, tuple_of
 
-# Of so few sessions a cohort costs more than it saves.
-_LEAST_COHORT = 16
+# Fewer sessions are kept as one only once the same were stepped together twice in a row, and are stepped as one only by
+# themselves: each cohort costs as much as the steps of a few sessions.
+_LARGE_COHORT = 16
 
 
 class MemoryStore:
@@ -37,13 +38,21 @@ class MemoryStore:
     Args:
         max_sessions: How many sessions it keeps.
         clock: Seconds since the epoch.
-        least_cohort: The least number of sessions that are kept as one.
+        large_cohort: So many sessions that were stepped together are kept as one at once.
     """
 
-    def __init__(self, *, max_sessions: int, clock: Callable[[], float], least_cohort: int = _LEAST_COHORT) -> None:
+    def __init__(
+        self,
+        *,
+        max_sessions: int,
+        clock: Callable[[], float],
+        large_cohort: int = _LARGE_COHORT,
+    ) -> None:
         self._max_sessions = max_sessions
         self._clock = clock
-        self._least_cohort = least_cohort
+        self._large_cohort = large_cohort
+        # Of sessions by themselves that came first in a small company, whose: it may come again.
+        self._companies: dict[SessionKey, list[str]] = {}
         self._sessions: dict[SessionKey, Session | Cohort] = {}
         self._ids: dict[str, list[str]] = {}  # of each principal, sorted: a list of some must not look at all
 
@@ -91,14 +100,13 @@ class MemoryStore:
     def cohorts_now(self, principal: str, session_ids: Sequence[str], seconds: float) -> Sequence[tuple[int, Cohort]]:
         """See ``LocalStore.cohorts_now``."""
         found: list[tuple[int, Cohort]] = []
-        at, end = 0, len(session_ids) - self._least_cohort
-        if at > end:
-            return found
-        until, get = self._clock() + seconds, self._sessions.get
-        while at <= end:
+        until, get, count = self._clock() + seconds, self._sessions.get, len(session_ids)
+        least = min(count, self._large_cohort)
+        at = 0
+        while at <= count - least:
             cohort = get(tuple_of(SessionKey, (principal, session_ids[at])))
             at += 1
-            if not isinstance(cohort, Cohort) or cohort.expires < until:
+            if not isinstance(cohort, Cohort) or len(cohort) < least or cohort.expires < until:
                 continue
             last = at - 1 + len(cohort)
             if cohort.session_ids == session_ids[at - 1 : last]:
@@ -136,7 +144,7 @@ class MemoryStore:
     def commit_soon(self, sessions: Sequence[Session], commits: Commits, tell: Tell) -> None:
         """See ``LocalStore.commit_soon``."""
         now = self._clock()
-        if len(commits) >= self._least_cohort:
+        if isinstance(sessions, Cohort) or self._stay_together(sessions):
             cohort = self._commit_together(sessions, commits, now)
             if cohort is not None:
                 tell(cohort)
@@ -149,6 +157,17 @@ class MemoryStore:
             else:
                 told.append(self._commit(session, commits.of(at, before), token, now))
         tell(told)
+
+    def _stay_together(self, sessions: Sequence[Session]) -> bool:
+        """Whether sessions that were stepped together are worth a cohort."""
+        if len(sessions) >= self._large_cohort:
+            return True
+        company = [session.info.key.session_id for session in sessions]
+        first = sessions[0].info.key
+        if self._companies.pop(first, None) == company:
+            return True
+        self._companies[first] = company
+        return False
 
     def _commit_together(self, sessions: Sequence[Session], commits: Commits, now: float) -> Cohort | None:
         """Writes commits as those of a cohort; None, and nothing is written, where not all of them are to be."""
@@ -211,6 +230,7 @@ class MemoryStore:
         expired = [key for key, session in self._sessions.items() if session.expires <= now]
         for key in expired:
             del self._sessions[key]
+            self._companies.pop(key, None)
         for principal in {key.principal for key in expired}:
             left = [name for name in self._ids[principal] if SessionKey(principal, name) in self._sessions]
             self._ids[principal] = left
@@ -222,6 +242,7 @@ class MemoryStore:
         """See ``SessionStore.close``."""
         self._sessions.clear()
         self._ids.clear()
+        self._companies.clear()
 
     def _live(self, key: SessionKey, now: float) -> Session | None:
         """A session; of a cohort by itself, which stays as it is."""
@@ -260,6 +281,7 @@ class MemoryStore:
     def _remove(self, key: SessionKey) -> None:
         self._alone(key)
         del self._sessions[key]
+        self._companies.pop(key, None)
         ids = self._ids[key.principal]
         del ids[bisect_left(ids, key.session_id)]
         if not ids:

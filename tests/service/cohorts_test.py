@@ -45,7 +45,7 @@ class Sessions:
     """Sessions of an engine that keeps two of them together already, and what each has been stepped with."""
 
     def __init__(self, max_steps=100):
-        store = MemoryStore(max_sessions=10, clock=Clock(), least_cohort=2)
+        store = MemoryStore(max_sessions=10, clock=Clock(), large_cohort=2)
         self.bench = Bench(NativeExecutor(), store=store, max_steps=max_steps)
         self.inputs = {name: random_inputs(0) for name in NAMES}
         self.random = np.random.default_rng(0)

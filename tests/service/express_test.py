@@ -37,7 +37,7 @@ class Caller:
         step = Step()
 
         def ended(steps, places, came):
-            assert (steps, places) == (step.steps, [0])
+            assert (steps, list(places)) == (step.steps, [0])
             (step.came,) = came
             self.through.put_nowait(step)
 

@@ -53,10 +53,12 @@ def seen_reply(reply):
 class World:
     """One store, and what is done to it. Of two that differ in nothing else, everything that is seen is compared."""
 
-    def __init__(self, least_cohort):
+    def __init__(self, large_cohort):
         self.now = 1000.0
         self.cohorts = 0
-        self.store = MemoryStore(max_sessions=5, clock=lambda: self.now, least_cohort=least_cohort)
+        self.store = MemoryStore(max_sessions=5, clock=lambda: self.now, large_cohort=large_cohort or 1)
+        if large_cohort is None:
+            self.store._stay_together = lambda sessions: False
         # What a gateway holds from before: sessions that a step under way runs on.
         self.held = {}
 
@@ -179,8 +181,8 @@ steps = call("step_together", together, seeds, st.integers(1, 2), lost, st.none(
 calls = st.lists(st.booleans().flatmap(lambda step: steps if step else others | elapse), min_size=15, max_size=40)
 
 
-async def run(least_cohort, done):
-    world = World(least_cohort)
+async def run(large_cohort, done):
+    world = World(large_cohort)
     history = []
     for name in NAMES[:5]:
         await world.create(name, 8.0 if name in "be" else 60.0, 1)
@@ -191,19 +193,18 @@ async def run(least_cohort, done):
 
 
 @settings(max_examples=400, deadline=None)
-@given(calls)
-def test_cohorts_are_the_sessions_that_they_stand_for(done):
-    _, expected = asyncio.run(run(10**6, done))
-    _, came = asyncio.run(run(2, done))
+@given(calls, st.sampled_from((2, 2, 4, 16)))
+def test_cohorts_are_the_sessions_that_they_stand_for(done, large_cohort):
+    _, expected = asyncio.run(run(None, done))
+    _, came = asyncio.run(run(large_cohort, done))
     assert came == expected
 
 
-def test_the_property_above_is_about_cohorts():
+@pytest.mark.parametrize(("large_cohort", "cohorts"), [(None, 0), (2, 3), (16, 2)])
+def test_the_property_above_is_about_cohorts(large_cohort, cohorts):
     step = Call("step_together", (list("abcd"), 1, 1, frozenset(), None))
-    world, _ = asyncio.run(run(2, [step, step, step]))
-    assert world.cohorts == 2
-    world, _ = asyncio.run(run(10**6, [step, step, step]))
-    assert world.cohorts == 0
+    world, _ = asyncio.run(run(large_cohort, [step] * 4))
+    assert world.cohorts == cohorts
 
 
 @pytest.mark.parametrize("look", ["counts", "sweep"])
@@ -222,7 +223,7 @@ async def test_some_of_a_cohort_expire_before_the_others(look):
 
 @pytest.fixture
 async def store():
-    store = MemoryStore(max_sessions=10, clock=lambda: 1000.0, least_cohort=2)
+    store = MemoryStore(max_sessions=10, clock=lambda: 1000.0, large_cohort=2)
     for name in NAMES[:3]:
         await store.create(info_of(name))
     return store
@@ -236,6 +237,39 @@ def step(store, names, commits):
         sessions = store.load_now([key_of(name) for name in names])
     store.commit_soon(sessions, commits, told.append)
     return told[0]
+
+
+async def test_a_small_company_is_kept_together_once_it_comes_again():
+    store = MemoryStore(max_sessions=10, clock=lambda: 1000.0)
+    for name in NAMES:
+        await store.create(info_of(name))
+
+    def kept(names, seed):
+        return isinstance(step(store, names, steps_of(seed, names, 1)), Cohort)
+
+    assert [kept("abc", seed) for seed in range(4)] == [False, True, True, True]
+    assert [kept("d", seed) for seed in range(3)] == [False, True, True]  # alone is a company too
+    assert [kept("ef", 0), kept("e", 1), kept("ef", 2), kept("fe", 3)] == [False] * 4
+    # Among others each goes by itself: it would take rows of its own.
+    assert store.cohorts_now("p", list("abcd"), 1.0) == []
+    assert not kept("abcd", 5)
+
+
+@pytest.mark.parametrize("end", ["delete", "expire", "close"])
+async def test_companies_are_forgotten_with_their_sessions(end):
+    world = World(16)
+    for name in "ab":
+        await world.create(name, 60.0, 1)
+    await world.step_together("ab", 0, 1, (), None)
+    assert len(world.store._companies) == 1
+    if end == "close":
+        await world.store.close()
+    elif end == "delete":
+        await world.delete("a")
+    else:
+        world.now += 70
+        await world.sweep()
+    assert not world.store._companies
 
 
 async def test_states_that_are_all_of_a_result_are_kept_as_they_are(store):

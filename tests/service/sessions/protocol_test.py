@@ -33,7 +33,7 @@ class MemoryBackend:
     """One store for both gateways, which outlives them."""
 
     def __init__(self):
-        self.store = MemoryStore(max_sessions=10, clock=lambda: 1000.0, least_cohort=2)
+        self.store = MemoryStore(max_sessions=10, clock=lambda: 1000.0, large_cohort=2)
 
     def make_store(self):
         return self.store
