@@ -17,6 +17,9 @@ from service.types import FloatArray, SessionKey, StepReply, VersionKey, tuple_o
 # The digests of a cohort's last steps are found when they are asked for where their inputs take little room beside the
 # states: a share of it.
 _INPUTS_SHARE = 0.25
+# States of fewer bytes are copied all the same: among many small blocks the executor's leave holes that fit nothing
+# else, up to as much memory again. Large blocks do not.
+LEAST_KEPT_BYTES = 128 * 1024
 
 
 class Replies(Sequence[StepReply]):
@@ -113,7 +116,7 @@ class Cohort(Sequence[Session]):
     Attributes:
         positions: Time steps consumed, of each.
         states: ``[sessions, state_size]``.
-        native: The states as the executor has them; None where it does not.
+        native: The states as the executor has them; None where they are copies.
         replies: What their last steps returned.
         last_used: Seconds since the epoch, on the store's clock, of all.
         expires: When the first of them does, likewise.
@@ -192,8 +195,9 @@ class Cohort(Sequence[Session]):
 
 
 def _own(states: FloatArray, native: object) -> tuple[FloatArray, object]:
-    """States to keep: as they are where they are all that their memory holds, else a copy."""
+    """States to keep: as they are where they are all that their memory holds, and much, else a copy."""
     base: Any = states.base
-    if base is None or getattr(base, "nbytes", 0) == states.nbytes:
+    whole = base is None or getattr(base, "nbytes", 0) == states.nbytes
+    if whole and states.nbytes >= LEAST_KEPT_BYTES:
         return states, native
     return np.array(states), None

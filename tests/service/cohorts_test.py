@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.errors import Overloaded
+from service.sessions import cohort as keeping
 from service.sessions.cohort import Cohort
 from service.sessions.memory import MemoryStore
 from service.types import SessionKey
@@ -16,6 +17,14 @@ from tests.service.benches import Bench, Clock
 from tests.service.support import NumpyExecutor, alike, random_inputs, run_whole
 
 NAMES = "abcdef"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _states_are_kept_however_small():
+    """Those of these tests are."""
+    before, keeping.LEAST_KEPT_BYTES = keeping.LEAST_KEPT_BYTES, 0
+    yield
+    keeping.LEAST_KEPT_BYTES = before
 
 
 def key_of(name):

@@ -12,12 +12,21 @@ from hypothesis import strategies as st
 from service.digests import Digests
 from service.errors import ServiceError, SessionNotFound
 from service.sessions import Commit, Committed, Refused, Session, SessionInfo
+from service.sessions import cohort as keeping
 from service.sessions.cohort import Cohort, Commits, Replies
 from service.sessions.memory import MemoryStore
 from service.types import SessionKey, StepReply, VersionKey
 
 NAMES = "abcdef"
 STATE, WIDTH = 64, 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _states_are_kept_however_small():
+    """Those of these tests are."""
+    before, keeping.LEAST_KEPT_BYTES = keeping.LEAST_KEPT_BYTES, 0
+    yield
+    keeping.LEAST_KEPT_BYTES = before
 
 
 def key_of(name):
@@ -275,9 +284,17 @@ async def test_companies_are_forgotten_with_their_sessions(end):
 async def test_states_that_are_all_of_a_result_are_kept_as_they_are(store):
     for seed in range(3):
         steps = steps_of(seed, "abc", 1, native=object())
-        cohort = step(store, "abc", steps)
-        assert cohort.states is steps.states
-        assert cohort.native is steps.native
+        kept = step(store, "abc", steps)
+        assert kept.states is steps.states
+        assert kept.native is steps.native
+
+
+async def test_small_states_are_copied(store, monkeypatch):
+    steps = steps_of(0, "abc", 1, native=object())
+    monkeypatch.setattr(keeping, "LEAST_KEPT_BYTES", steps.states.nbytes + 1)
+    kept = step(store, "abc", steps)
+    assert not np.shares_memory(kept.states, steps.states)
+    assert kept.native is None
 
 
 async def test_a_part_of_a_result_does_not_hold_on_to_the_whole(store):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from service.errors import CommitUnknown, ExecutorUnavailable, PositionMismatch, StoreUnavailable
+from service.sessions import cohort as keeping
 from service.sessions.memory import MemoryStore
 from service.sessions.redis import RedisStore
 from tests.service.sessions.benches import PATIENCE
@@ -27,6 +28,14 @@ places = st.integers(0, 1)
 places_of_both = (0, 1)
 picks = st.integers(0, 10_000)
 _prefixes = itertools.count()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _states_are_kept_however_small():
+    """Those of these tests are."""
+    before, keeping.LEAST_KEPT_BYTES = keeping.LEAST_KEPT_BYTES, 0
+    yield
+    keeping.LEAST_KEPT_BYTES = before
 
 
 class MemoryBackend:
