@@ -5,7 +5,7 @@ that look alike then go through the gateway as one: rows of one chunk, begun by 
 what Python does for each of them is little more than to look up its session and to write its commit. Whatever is out of
 the ordinary (a session that is being stepped, a repeated step, anything to refuse) goes the long way, through
 ``Engine.step``, which alone tells what is wrong. Sessions that were stepped together before, and now are again, are one
-value (``Cohort``): nothing at all is done for each of them.
+value (``Cohort``): little but their turns is taken for each of them.
 """
 
 import asyncio

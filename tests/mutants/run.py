@@ -270,7 +270,7 @@ MUTANTS = (
         "service/client/underway.py",
         "        self.break_up_on(stream)\n        lost",
         "        lost",
-        f"{CLIENT_BLOCKS}test_blocks_and_steps_of_the_same_sessions_are_applied_once_and_in_order",
+        "tests/service/client/blocks_test.py::test_what_was_sent_as_a_block_on_a_stream_that_is_lost_is_sent_again",
     ),
     Mutant(
         "client: a block that was given up after its answers came counts as seen",

@@ -189,6 +189,18 @@ def test_a_stream_that_is_refused_for_good_fails_the_blocks_that_wait(bench):
         block.results()
 
 
+def test_what_was_sent_as_a_block_on_a_stream_that_is_lost_is_sent_again(bench):
+    block = bench.block(("a", 1), ("b", 2), ("c", 3))
+    stream, message = bench.send()
+    bench.answer(stream, of(message, 1))
+    bench.pipeline.stream_ended(stream, GatewayError(grpc.StatusCode.UNAVAILABLE, "it is gone"))
+    bench.clock.now = bench.pipeline.wake_at()
+    stream, again = bench.send()
+    assert ids(again) == ["a", "c"]
+    bench.answer(stream, again)
+    assert rows(block) == [[1], [2], [3]]
+
+
 def test_a_block_that_is_larger_than_a_message_goes_in_some():
     bench = Bench(columns=True, max_message_bytes=2000, policy=RetryPolicy())
     told(bench)
