@@ -69,7 +69,7 @@ def _run(equation: Any, inputs: list[Any]) -> Sequence[Any]:
 def _late_scan(equation: Any, inputs: list[Any]) -> Sequence[Any]:
     """A scan with a gradient of its own, if there are products with weights in it."""
     params, body = equation.params, equation.params["jaxpr"]
-    count, carried = params["num_consts"], params["num_consts"] + params["num_carry"]
+    count, carried = _leading(equation, body)
     weights = body.jaxpr.invars[:count]
     products = [product for product in body.jaxpr.eqns if _is_product(product, weights)]
     if not products:
@@ -97,6 +97,19 @@ def _late_scan(equation: Any, inputs: list[Any]) -> Sequence[Any]:
     scan.defvjp(forward, backward)
     results: Sequence[Any] = scan(inputs[:count], inputs[count:carried], inputs[carried:])
     return results
+
+
+def _leading(equation: Any, body: Any) -> tuple[int, int]:
+    """How many of a scan's inputs are constants; how many are constants or carried.
+
+    Told by shapes, since versions of JAX name it differently: what is scanned over has an axis more than in the body.
+    """
+
+    def alike(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outside, inside, strict=True))
+
+    whole, carry = alike(equation.invars, body.jaxpr.invars), alike(equation.outvars, body.jaxpr.outvars)
+    return whole - carry, whole
 
 
 def _probed_scan(

@@ -33,13 +33,10 @@ def recurrent(weights, sequences, *, reverse=False):
 
 
 def carried(jaxpr):
-    """Shapes of what the scans of a jaxpr carry from step to step."""
-    found = []
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
-            first, count = equation.params["num_consts"], equation.params["num_carry"]
-            found += [atom.aval.shape for atom in equation.invars[first : first + count]]
-    return found
+    """Shapes of what the scans of a jaxpr carry from step to step: each step's other results are stacked."""
+    scans = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
+    pairs = [zip(scan.outvars, scan.params["jaxpr"].jaxpr.outvars, strict=True) for scan in scans]
+    return [whole.aval.shape for each in pairs for whole, step in each if whole.aval.shape == step.aval.shape]
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -66,6 +63,30 @@ def test_what_does_not_multiply_by_weights_is_left_as_it_is():
     values = np.array([2.0, 3.0, 4.0], "float32")
     assert str(jax.make_jaxpr(with_late_gradients(function))(values)) == str(jax.make_jaxpr(function)(values))
     np.testing.assert_allclose(jax.grad(with_late_gradients(function))(values), [12, 8, 6])
+
+
+@pytest.mark.parametrize("constants", [0, 2])
+@pytest.mark.parametrize("carry", [0, 1, 3])
+@pytest.mark.parametrize("scanned", [0, 2])
+def test_a_scan_s_inputs_are_told_apart(constants, carry, scanned):
+    """Constants, what is carried, what is scanned over: with none of each, and with some that the body does not use."""
+    weights = [np.eye(UNITS, dtype="float32") * (index + 2) for index in range(constants)]
+    first = [np.full((BATCH, UNITS), index + 1, "float32") for index in range(carry)]
+    xs = [np.full((STEPS, BATCH, UNITS), index + 1, "float32") for index in range(scanned)]
+
+    def function(weights, first, xs):
+        def step(state, inputs):
+            rows = sum([*state, *inputs], jnp.ones((BATCH, UNITS), "float32"))
+            for weight in weights[:1]:
+                rows = jnp.tanh(rows @ weight)
+            return [rows + old for old in state[:1]] + state[1:], rows
+
+        last, rows = jax.lax.scan(step, first, xs, length=STEPS)
+        return sum((jnp.square(value).sum() for value in last), jnp.square(rows).sum())
+
+    expected = jax.value_and_grad(function, argnums=(0, 1, 2))(weights, first, xs)
+    found = jax.value_and_grad(with_late_gradients(function), argnums=(0, 1, 2))(weights, first, xs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-4), found, expected)
 
 
 def test_arguments_and_results_keep_their_structure():
