@@ -167,14 +167,16 @@ def render_tensor(array: FloatArray) -> tensor_pb2.Tensor:
     return tensor_pb2.Tensor(dtype=FLOAT32, shape=array.shape, content=content)
 
 
-def render_reply(request: pb.StepRequest, reply: StepReply) -> pb.StepResponse:
-    """The response of a step that was applied, now or before."""
-    return pb.StepResponse(
-        request_id=request.request_id,
-        session_id=request.session_id,
-        position=reply.position,
-        outputs=render_tensor(reply.outputs),
-    )
+def render_reply(
+    request: pb.StepRequest, reply: StepReply, make: Callable[..., pb.StepResponse] = pb.StepResponse
+) -> pb.StepResponse:
+    """The response of a step that was applied, now or before; ``make`` may add it to a list of them."""
+    response = make(request_id=request.request_id, session_id=request.session_id, position=reply.position)
+    outputs, tensor = reply.outputs, response.outputs
+    tensor.dtype = FLOAT32
+    tensor.shape.extend(outputs.shape)
+    tensor.content = outputs.astype(LITTLE_FLOAT32, copy=False).tobytes()
+    return response
 
 
 def render_failure(request: pb.StepRequest, status: status_pb2.Status) -> pb.StepResponse:

@@ -22,7 +22,7 @@ from service.errors import (
     StoreUnavailable,
 )
 from service.executors import Executor
-from service.express import Express
+from service.express import Express, Parts
 from service.observing import SILENT, Observer
 from service.session_admin import SessionAdmin
 from service.sessions import (
@@ -35,6 +35,7 @@ from service.sessions import (
     Verdict,
     judge,
 )
+from service.single import Singles
 from service.turns import Turns
 from service.types import (
     ModelVersion,
@@ -66,6 +67,7 @@ class Engine:
         catalog: The models that are served.
         sessions: Opens and ends sessions, and whatever is done to them besides stepping.
         express: Takes steps that have nothing to wait for but their batch; None where the store has none at hand.
+        singles: The same of steps that come one by one.
         drained: Set once ``drain`` is through: nothing more will be answered but refusals.
     """
 
@@ -90,7 +92,7 @@ class Engine:
         self._timer = timer
         self.sessions = SessionAdmin(store=store, catalog=self.catalog, executor=executor, admission=admission)
         self._turns = Turns()
-        self.express = self._make_express()
+        self.express, self.singles = self._make_ways()
         self.drained = asyncio.Event()
         self._seen: object = None
         self._homeless: set[VersionKey] = set()
@@ -179,10 +181,10 @@ class Engine:
         """Seconds for which a session is kept for a step that ends by ``deadline``."""
         return deadline - self._clock() + _CHECKOUT_MARGIN_S
 
-    def _make_express(self) -> Express | None:
+    def _make_ways(self) -> tuple[Express | None, Singles | None]:
         if not isinstance(self._store, LocalStore):
-            return None
-        return Express(
+            return None, None
+        parts = Parts(
             store=self._store,
             catalog=self.catalog,
             batcher=self._batcher,
@@ -192,6 +194,7 @@ class Engine:
             observer=self._observer,
             timer=self._timer,
         )
+        return Express(parts), Singles(parts)
 
     async def session_counts(self) -> dict[VersionKey, int]:
         """Live sessions by version."""

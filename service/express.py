@@ -12,6 +12,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from service.admission import Admission
@@ -35,7 +36,7 @@ from service.types import FloatArray, ModelVersion, SessionKey, StepCalls, StepR
 _log = logging.getLogger(__name__)
 
 # These may tell of a session that was deleted and made anew meanwhile; ``Engine.step`` looks.
-_LOOK_AGAIN = (ModelVersionUnavailable, FingerprintMismatch, InvalidTensor)
+LOOK_AGAIN = (ModelVersionUnavailable, FingerprintMismatch, InvalidTensor)
 
 # What a step came to: its reply; why it failed; or None: nothing was applied, and it has to go the long way after all.
 Came: TypeAlias = StepReply | BaseException | None
@@ -140,7 +141,7 @@ class ExpressSteps:
 
     def set_exception(self, rows: Sequence[int], error: BaseException) -> None:
         """They could not be run."""
-        self._through(rows, [None if isinstance(error, _LOOK_AGAIN) else error] * len(rows))
+        self._through(rows, [None if isinstance(error, LOOK_AGAIN) else error] * len(rows))
 
     def _give_up(self, rows: Iterable[int], error: BaseException) -> None:
         rows = tuple(rows)
@@ -172,10 +173,11 @@ class ExpressSteps:
             _log.exception("steps that are through could not be answered")
 
 
-class Express:
-    """Begins and ends the steps of sessions that are in this process, if only as copies of the store's.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What steps without tasks go through.
 
-    Args:
+    Attributes:
         store: Keeps the sessions.
         catalog: The models that are served.
         batcher: Batches steps.
@@ -186,26 +188,28 @@ class Express:
         timer: Seconds: what durations are told by.
     """
 
-    def __init__(
-        self,
-        *,
-        store: LocalStore,
-        catalog: Catalog,
-        batcher: Batcher,
-        admission: Admission,
-        turns: Turns,
-        checkout: Callable[[float], float],
-        observer: Observer,
-        timer: Callable[[], float],
-    ) -> None:
-        self._store = store
-        self._catalog = catalog
-        self._batcher = batcher
-        self._admission = admission
-        self._turns = turns
-        self._checkout = checkout
-        self._observer = observer
-        self._timer = timer
+    store: LocalStore
+    catalog: Catalog
+    batcher: Batcher
+    admission: Admission
+    turns: Turns
+    checkout: Callable[[float], float]
+    observer: Observer
+    timer: Callable[[], float]
+
+
+class Express:
+    """Begins and ends the steps of sessions that are in this process, if only as copies of the store's."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._store = parts.store
+        self._catalog = parts.catalog
+        self._batcher = parts.batcher
+        self._admission = parts.admission
+        self._turns = parts.turns
+        self._checkout = parts.checkout
+        self._observer = parts.observer
+        self._timer = parts.timer
         self._deadlines = Deadlines()
 
     def begin(

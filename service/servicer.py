@@ -28,6 +28,7 @@ from service.logs import RequestLog
 from service.observing import Observer, reason_of
 from service.seal import Sealer
 from service.sessions.cohort import Replies
+from service.single import SingleStep
 from service.status import status_of
 from service.step_stream import Arrived, Begun, StepStream
 from service.types import SessionKey, StepCall, StepCalls, StepReply
@@ -91,6 +92,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         self._step = self._run if span is None else _within(span, self._run)
         # What has no task of its own has no trace context either.
         self._express = engine.express if span is None else None
+        self._singles = engine.singles if span is None else None
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
         name = codec.parse_id(request.model.name, "model.name")
@@ -189,10 +191,41 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     def _begin(self, requests: Sequence[pb.StepRequest], arrived: Arrived) -> Begun:
         """Begins steps of a stream without tasks, as far as that goes; whatever is wrong is told the other way."""
+        if len(requests) == 1:
+            begun = self._begin_single(requests[0], arrived)
+            return ((), requests) if begun is None else ((begun,), ())
         way = self._express_way()
         if way is None:
             return (), requests
         return self._begin_alike(*way, *parse_requests(requests, self._limits.max_chunk_bytes), arrived)
+
+    def _begin_single(self, request: pb.StepRequest, arrived: Arrived) -> SingleStep | None:
+        """Likewise a step that came by itself."""
+        if self._singles is None:
+            return None
+        try:
+            principal = current()
+            call = self._parse(request, principal.name)
+        except ServiceError:
+            return None
+        ended = functools.partial(self._single_ended, request, arrived)
+        return self._singles.begin(call, request.request_id, principal.max_queued_steps, ended)
+
+    def _single_ended(self, request: pb.StepRequest, arrived: Arrived, step: SingleStep, came: Came) -> None:
+        """Renders what it came to."""
+        message = pb.StreamStepsResponse()
+        if isinstance(came, StepReply):
+            codec.render_reply(request, came, message.responses.add)
+            if self._requests.wanted():
+                self._note(request, "OK", "", step.began)
+        elif came is None:
+            arrived(step, message, (request,))
+            return
+        else:
+            if not isinstance(came, ServiceError | asyncio.CancelledError):
+                _log.error("a step failed in a way that it should not", exc_info=came)
+            message.responses.append(self._refuse(request, came, step.began))
+        arrived(step, message, ())
 
     def _begin_columns(self, columns: pb.StepColumns, session_ids: Sequence[str], arrived: Arrived) -> Begun:
         """Likewise those that came as columns."""

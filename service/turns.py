@@ -31,6 +31,17 @@ class Turns:
         """Takes turns that are free, until ``release``."""
         self._waiting.update(dict.fromkeys(keys))
 
+    def take_one(self, key: SessionKey) -> None:
+        """Takes one that is free."""
+        self._waiting[key] = None
+
+    def release_one(self, key: SessionKey) -> None:
+        """Hands it to the first of those who wait for it."""
+        if self._waiting[key] is None:
+            del self._waiting[key]
+        else:
+            _release(self._waiting, key)
+
     def release(self, keys: Sequence[SessionKey]) -> None:
         """Hands each turn to the first of those who wait for it."""
         waiting = self._waiting

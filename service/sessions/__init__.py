@@ -228,6 +228,7 @@ class SessionStore(Protocol):
 # What became of commits: the session as it is now, or why nothing was written.
 Told = Session | Refused | Exception
 Tell = Callable[[Sequence[Told]], None]
+TellOne = Callable[[Told], None]
 
 
 @runtime_checkable
@@ -257,6 +258,14 @@ class LocalStore(Protocol):
         Called before this returns or later, once, with the outcomes or with what ``commit`` would raise; with a cohort
         where all were written and are kept as one. The commits are carried through whatever becomes of the caller.
         """
+        ...
+
+    def at_hand(self, key: SessionKey, seconds: float, /) -> Session | None:
+        """``load_now`` and ``extend_now`` of one."""
+        ...
+
+    def commit_one_soon(self, session: Session, commit: Commit, tell: TellOne) -> None:
+        """``commit_soon`` of one; its arrays are the store's from now on."""
         ...
 
 

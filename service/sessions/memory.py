@@ -14,6 +14,7 @@ from service.sessions import (
     SessionInfo,
     SessionSummary,
     Tell,
+    TellOne,
     Told,
     judge,
     new_token,
@@ -157,6 +158,25 @@ class MemoryStore:
             else:
                 told.append(self._commit(session, commits.of(at, before), token, now))
         tell(told)
+
+    def at_hand(self, key: SessionKey, seconds: float) -> Session | None:
+        """See ``LocalStore.at_hand``."""
+        session = self._alone(key)
+        now = self._clock()
+        if session is None or session.expires <= now:
+            return None
+        if session.expires < now + seconds:
+            self._sessions[key] = session._replace(expires=now + seconds)
+        return session
+
+    def commit_one_soon(self, session: Session, commit: Commit, tell: TellOne) -> None:
+        """See ``LocalStore.commit_one_soon``."""
+        key, now = session.info.key, self._clock()
+        there = self._alone(key)
+        if there is None or there.expires <= now:
+            tell(_not_found(key))
+        else:
+            tell(self._commit(there, commit, new_token(), now))
 
     def _stay_together(self, sessions: Sequence[Session]) -> bool:
         """Whether sessions that were stepped together are worth a cohort."""

@@ -23,6 +23,7 @@ MEMORY = "service/sessions/memory.py"
 SESSIONS = "service/sessions/__init__.py"
 ENGINE = "service/engine.py"
 EXPRESS = "service/express.py"
+SINGLE = "service/single.py"
 COLUMNS = "service/columns.py"
 ALIKE = "service/alike.py"
 PIPELINE = "service/client/pipeline.py"
@@ -215,6 +216,41 @@ MUTANTS = (
         "if session is not None and key not in held and (position",
         "if session is not None and (position",
         f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "single: answers before the commit",
+        SINGLE,
+        "        self._store.commit_one_soon(",
+        "        step._end(reply)\n        self._store.commit_one_soon(",
+        f"{PROTOCOL}test_exactly_once_over_valkey",
+    ),
+    Mutant(
+        "single: a commit that was refused is answered as if it had been written",
+        SINGLE,
+        "            self._singles.refused(self, told)\n            came = None\n",
+        "            came = told.session.last and told.session.last.reply\n",
+        f"{PROTOCOL}test_exactly_once_over_valkey",
+    ),
+    Mutant(
+        "single: does not look whether a step is the next",
+        SINGLE,
+        "if session is None or not (call.position is None or call.position == session.position):",
+        "if session is None:",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "single: steps a session whose turn another step has",
+        SINGLE,
+        "if call.key in self._held:",
+        "if False:",
+        f"{PROTOCOL}test_exactly_once_over_memory",
+    ),
+    Mutant(
+        "single: what was given up while it ran is committed all the same",
+        SINGLE,
+        "        if self.gone:\n",
+        "        if False:\n",
+        "tests/service/express_test.py::test_what_is_given_up_while_it_runs_is_not_committed",
     ),
     Mutant(
         "columns: results are named from the front, whichever steps they are of",

@@ -26,7 +26,7 @@ class Step:
 
 
 class Caller:
-    """Begins steps, and waits for them."""
+    """Begins steps by the way of many, though each is one, and waits for them."""
 
     def __init__(self, bench):
         self._bench = bench
@@ -35,22 +35,44 @@ class Caller:
     def begin(self, inputs, position, *, key=KEY, limit=10.0, owner_limit=None):
         """The step; None where it is left to the long way."""
         step = Step()
+        step.steps = self._begin(self._bench.call(inputs, position, key=key, limit=limit), owner_limit, step)
+        return None if step.steps is None else step
 
+    def _begin(self, call, owner_limit, step):
         def ended(steps, places, came):
             assert (steps, list(places)) == (step.steps, [0])
-            (step.came,) = came
-            self.through.put_nowait(step)
+            self._ended(step, *came)
 
-        calls = alike([self._bench.call(inputs, position, key=key, limit=limit)])
-        begun, left = self._bench.engine.express.begin(calls, owner_limit, ended)
+        begun, left = self._bench.engine.express.begin(alike([call]), owner_limit, ended)
         assert len(begun) + len(left) == 1
-        if left:
-            return None
-        (step.steps,) = begun
-        return step
+        return None if left else begun[0]
+
+    def _ended(self, step, came):
+        assert not len(step.steps)
+        assert not list(step.steps.names())
+        step.came = came
+        self.through.put_nowait(step)
 
     async def outcome(self):
         return await asyncio.wait_for(self.through.get(), 10)
+
+
+class SingleCaller(Caller):
+    """Begins them by the way of single steps."""
+
+    def _begin(self, call, owner_limit, step):
+        def ended(single, came):
+            assert single is step.steps
+            self._ended(step, came)
+
+        single = self._bench.engine.singles.begin(call, call.key.session_id, owner_limit, ended)
+        assert single is None or list(single.names()) == [call.key.session_id]
+        return single
+
+
+@pytest.fixture(params=[Caller, SingleCaller], ids=["express", "single"])
+def caller_of(request):
+    return request.param
 
 
 def nothing_is_held(bench):
@@ -58,9 +80,9 @@ def nothing_is_held(bench):
     return (admission.steps, admission.nbytes) == (0, 0) and KEY not in turns.held
 
 
-async def test_chunks_give_what_the_whole_gives_and_what_the_long_way_goes_on_with():
+async def test_chunks_give_what_the_whole_gives_and_what_the_long_way_goes_on_with(caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         await bench.create()
         inputs = random_inputs(20)
         outputs = []
@@ -74,9 +96,9 @@ async def test_chunks_give_what_the_whole_gives_and_what_the_long_way_goes_on_wi
         assert nothing_is_held(bench)
 
 
-async def test_what_is_out_of_the_ordinary_goes_the_long_way():
+async def test_what_is_out_of_the_ordinary_goes_the_long_way(caller_of):
     async with Bench(max_steps=1) as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         await bench.create()
         await bench.create(SessionKey("p", "b"))
         inputs = random_inputs(2)
@@ -93,9 +115,9 @@ async def test_what_is_out_of_the_ordinary_goes_the_long_way():
         assert nothing_is_held(bench)
 
 
-async def test_the_limit_of_an_owner_is_kept_and_given_back():
+async def test_the_limit_of_an_owner_is_kept_and_given_back(caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         other = SessionKey("p", "b")
         await bench.create()
         await bench.create(other)
@@ -108,9 +130,9 @@ async def test_the_limit_of_an_owner_is_kept_and_given_back():
         await caller.outcome()
 
 
-async def test_a_step_by_the_long_way_waits_for_the_turn():
+async def test_a_step_by_the_long_way_waits_for_the_turn(caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         await bench.create()
         inputs = random_inputs(6)
         bench.executor.hold()
@@ -123,9 +145,9 @@ async def test_a_step_by_the_long_way_waits_for_the_turn():
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["in a batch", "waiting for one"])
-async def test_a_step_that_is_given_up_is_told_at_once_and_changes_nothing(waits):
+async def test_a_step_that_is_given_up_is_told_at_once_and_changes_nothing(waits, caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         other = SessionKey("p", "b")
         await bench.create()
         await bench.create(other)
@@ -148,9 +170,26 @@ async def test_a_step_that_is_given_up_is_told_at_once_and_changes_nothing(waits
         assert nothing_is_held(bench)
 
 
-async def test_a_step_ends_at_its_time_limit_while_its_batch_runs_on():
+async def test_what_is_given_up_while_it_runs_is_not_committed(caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
+        other = SessionKey("p", "b")
+        await bench.create()
+        await bench.create(other)
+        bench.executor.hold()
+        step = caller.begin(random_inputs(3), 0)
+        caller.begin(random_inputs(3), 0, key=other)
+        await bench.executor.entered.wait()
+        step.cancel()
+        assert await caller.outcome() is step
+        bench.executor.gate.set()
+        assert (await caller.outcome()).came.position == 3
+        assert (await bench.engine.sessions.get(KEY)).position == 0
+
+
+async def test_a_step_ends_at_its_time_limit_while_its_batch_runs_on(caller_of):
+    async with Bench() as bench:
+        caller = caller_of(bench)
         await bench.create()
         bench.executor.hold()
         step = caller.begin(random_inputs(3), 0, limit=0.02)
@@ -162,9 +201,9 @@ async def test_a_step_ends_at_its_time_limit_while_its_batch_runs_on():
         assert nothing_is_held(bench)
 
 
-async def test_a_model_that_fails_is_told_and_changes_nothing():
+async def test_a_model_that_fails_is_told_and_changes_nothing(caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         await bench.create()
         bench.executor.fault = lambda batch: StepBatchResult(compute(batch).outputs * np.nan, compute(batch).state)
         caller.begin(random_inputs(3), 0)
@@ -173,9 +212,9 @@ async def test_a_model_that_fails_is_told_and_changes_nothing():
         assert nothing_is_held(bench)
 
 
-async def test_a_session_that_is_another_one_by_the_time_of_the_commit_is_left_to_the_long_way():
+async def test_a_session_that_is_another_one_by_the_time_of_the_commit_is_left_to_the_long_way(caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         await bench.create()
         inputs = random_inputs(3)
         bench.executor.hold()
@@ -190,9 +229,9 @@ async def test_a_session_that_is_another_one_by_the_time_of_the_commit_is_left_t
         assert nothing_is_held(bench)
 
 
-async def test_a_session_that_is_deleted_meanwhile_is_told():
+async def test_a_session_that_is_deleted_meanwhile_is_told(caller_of):
     async with Bench() as bench:
-        caller = Caller(bench)
+        caller = caller_of(bench)
         await bench.create()
         bench.executor.hold()
         caller.begin(random_inputs(3), 0)
@@ -287,6 +326,38 @@ async def test_what_is_through_is_let_go_without_the_garbage_collector():
             assert gone() is None
         finally:
             gc.enable()
+
+
+async def test_a_single_step_that_is_through_is_let_go_without_the_garbage_collector():
+    async with Bench() as bench:
+        over = asyncio.Event()
+        await bench.create()
+        gc.collect()
+        gc.disable()
+        try:
+            step = bench.engine.singles.begin(bench.call(random_inputs(1), 0), "a", None, lambda *_: over.set())
+            gone = weakref.ref(step.call.inputs)
+            del step
+            await asyncio.wait_for(over.wait(), 10)
+            await bench.step(random_inputs(1), 1)  # the last batch of all is kept until there is another
+            assert gone() is None
+        finally:
+            gc.enable()
+
+
+async def test_a_single_step_is_cancelled_by_its_own_name_alone():
+    async with Bench() as bench:
+        caller = SingleCaller(bench)
+        await bench.create()
+        bench.executor.hold()
+        step = caller.begin(random_inputs(1), 0)
+        step.steps.cancel("somebody")
+        assert len(step.steps) == 1
+        step.steps.cancel("a")
+        assert isinstance((await caller.outcome()).came, asyncio.CancelledError)
+        bench.executor.gate.set()
+        assert (await bench.engine.sessions.get(KEY)).position == 0
+        assert nothing_is_held(bench)
 
 
 async def test_steps_for_which_there_is_no_room_together_are_all_left():

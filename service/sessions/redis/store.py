@@ -29,6 +29,7 @@ from service.sessions import (
     SessionInfo,
     SessionSummary,
     Tell,
+    TellOne,
     Told,
     Verdict,
     blob,
@@ -168,23 +169,32 @@ class RedisStore:
             if len(told) == len(commits):
                 tell([told[at] for at in range(len(commits))])
 
-        def answered(at: int, sent: _SentCommit, reply: asyncio.Future[list[Any]]) -> None:
+        for at, session in enumerate(sessions):
+            self.commit_one_soon(session, commits.of(at, session), functools.partial(came, at))
+
+    def at_hand(self, key: SessionKey, seconds: float) -> Session | None:
+        """See ``LocalStore.at_hand``."""
+        return self.extend_now([self._cached(key)], seconds)[0]
+
+    def commit_one_soon(self, session: Session, commit: Commit, tell: TellOne) -> None:
+        """See ``LocalStore.commit_one_soon``."""
+
+        def answered(reply: asyncio.Future[list[Any]]) -> None:
             self._under_way.discard(reply)
             try:
                 outcome = self._outcome(sent)
             except Exception as error:  # noqa: BLE001 - the caller is told, whatever it is
-                came(at, error)
+                tell(error)
             else:
-                came(at, outcome.session if isinstance(outcome, Committed) else outcome)
+                tell(outcome.session if isinstance(outcome, Committed) else outcome)
 
-        for at, session in enumerate(sessions):
-            try:
-                sent = self._send_commit(session.info, commits.of(at, session))
-            except Exception as error:  # noqa: BLE001 - likewise, and the others are sent
-                came(at, error)
-                continue
-            self._under_way.add(sent.reply)
-            sent.reply.add_done_callback(functools.partial(answered, at, sent))
+        try:
+            sent = self._send_commit(session.info, commit)
+        except Exception as error:  # noqa: BLE001 - likewise
+            tell(error)
+            return
+        self._under_way.add(sent.reply)
+        sent.reply.add_done_callback(answered)
 
     async def delete(self, key: SessionKey) -> None:
         """See ``SessionStore.delete``."""

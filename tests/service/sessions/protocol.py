@@ -5,6 +5,7 @@ decides which goes on, which fails, and which gateway dies there.
 """
 
 import asyncio
+import enum
 import itertools
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from service.digests import digest_of
 from service.engine import Engine
 from service.errors import CommitUnknown, ServiceError, StoreUnavailable
 from service.sessions import Committed, Refused
-from service.sessions.cohort import Cohort, Commits
+from service.sessions.cohort import Cohort
 from service.sessions.redis import RedisStore
 from service.types import SessionKey, StepCall
 from tests.service.sessions.chain import ChainExecutor, run_chain
@@ -26,6 +27,14 @@ from tests.service.support import alike
 _FAR = 600.0
 # Time steps of the chunks of a sequence, over and over.
 _LENGTHS = (1, 3, 2, 2, 1, 3, 3, 1, 2)
+
+
+class Way(enum.Enum):
+    """How a gateway takes steps."""
+
+    LONG = enum.auto()
+    EXPRESS = enum.auto()
+    SINGLE = enum.auto()
 
 
 class Gate(NamedTuple):
@@ -81,6 +90,18 @@ class GatedStore:
         commit = self._commit_each if isinstance(self.store, RedisStore) else self._commit_all
         self._gateway.keep(asyncio.create_task(commit(sessions, commits, tell)))
 
+    def at_hand(self, key, seconds):
+        return self.store.at_hand(key, seconds)
+
+    def commit_one_soon(self, session, commit, tell):
+        """Likewise."""
+        self._gateway.world.tally["single"] += 1
+
+        async def tell_one():
+            tell(await self._commit_one(session, commit))
+
+        self._gateway.keep(asyncio.create_task(tell_one()))
+
     async def _commit_all(self, sessions, commits, tell):
         world = self._gateway.world
         try:
@@ -109,8 +130,8 @@ class GatedStore:
     async def _commit_one(self, session, commit):
         async def ask():
             told = asyncio.get_running_loop().create_future()
-            self.store.commit_soon([session], _commits_of(commit), told.set_result)
-            (one,) = await told
+            self.store.commit_one_soon(session, commit, told.set_result)
+            one = await told
             if isinstance(one, Exception):
                 raise one
             return one if isinstance(one, Refused) else Committed(one)
@@ -123,12 +144,6 @@ class GatedStore:
 
     def __getattr__(self, name):
         return getattr(self.store, name)
-
-
-def _commits_of(commit):
-    """One commit, as some that were made side by side."""
-    states, outputs = commit.state[None], commit.reply.outputs[None]
-    return Commits([commit.position], [commit.digest], outputs, states)
 
 
 class Gateway:
@@ -159,8 +174,15 @@ class Gateway:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
+    def begin_single(self, call):
+        """As the servicer does it with a step that came by itself; as what ``finish`` takes, None where it is left."""
+        over = asyncio.get_running_loop().create_future()
+        name = call.key.session_id
+        step = self.engine.singles.begin(call, name, None, lambda step, came: over.set_result(came))
+        return None if step is None else (step, over)
+
     def begin(self, calls):
-        """As the servicer does it with the steps of a message; each as what ``finish`` takes, None where it is left."""
+        """Likewise the steps of a message."""
         over = [asyncio.get_running_loop().create_future() for _ in calls]
         begun = [None for _ in calls]
 
@@ -172,6 +194,11 @@ class Gateway:
             for place in steps.places:
                 begun[place] = (steps, over[place])
         return begun
+
+    def begin_by(self, way, calls):
+        if way is Way.EXPRESS:
+            return self.begin(calls)
+        return [self.begin_single(call) if way is Way.SINGLE else None for call in calls]
 
     async def finish(self, call, begun):
         """The reply; by the long way where there is no other."""
@@ -300,19 +327,19 @@ class World:
                 return
             await asyncio.wait(set(self.running))
 
-    def send(self, client, gateway, number, express=False):
-        self.send_together([(client, number)], gateway, express=express)
+    def send(self, client, gateway, number, way=Way.LONG):
+        self.send_together([(client, number)], gateway, way)
 
-    def send_together(self, chunks, gateway, express=True):
-        """Chunks of different clients at once, and where ``express``, those of as many time steps as one."""
+    def send_together(self, chunks, gateway, way=Way.EXPRESS):
+        """Chunks of different clients at once; by the express way, those of as many time steps as one."""
         by_length = {}
         for client, number in chunks:
             client.sent = max(client.sent, number + 1)
             by_length.setdefault(len(client.chunk(number)), []).append((client, number, client.call(number)))
         for equal in by_length.values():
             calls = [call for _, _, call in equal]
-            begun = gateway.begin(calls) if express else [None for _ in calls]
-            self.tally["together"] += sum(len(one[0].places) > 1 for one in begun if one is not None)
+            begun = gateway.begin_by(way, calls)
+            self.tally["together"] += sum(len(one[0]) > 1 for one in begun if one is not None)
             for (client, number, call), one in zip(equal, begun, strict=True):
                 task = asyncio.create_task(gateway.finish(call, one))
                 self.attempts.append(Attempt(gateway, client, number, task))

@@ -20,7 +20,7 @@ from service.sessions import cohort as keeping
 from service.sessions.memory import MemoryStore
 from service.sessions.redis import RedisStore
 from tests.service.sessions.benches import PATIENCE
-from tests.service.sessions.protocol import World, fail, unavailable, unknown
+from tests.service.sessions.protocol import Way, World, fail, unavailable, unknown
 
 pytestmark = pytest.mark.slow
 
@@ -101,14 +101,14 @@ class Protocol(RuleBasedStateMachine):
     def make_store(self):
         return self.backend.make_store()
 
-    @rule(who=places, gateway=places, gates=st.integers(0, 5), express=st.booleans())
-    def send(self, who, gateway, gates, express):
+    @rule(who=places, gateway=places, gates=st.integers(0, 5), way=st.sampled_from(Way))
+    def send(self, who, gateway, gates, way):
         """A client sends the chunk that is next, or sends it again; it gets as far as it may."""
         client, gateway = self.world.clients[who], self.world.gateways[gateway]
         if len(self.world.attempts) >= 5:
             return
         self.remember()
-        self.do(self.world.send, client, gateway, client.acknowledged, express)
+        self.do(self.world.send, client, gateway, client.acknowledged, way)
         for _ in range(gates):
             self.open(next((gate for gate in reversed(self.world.gates) if gate.gateway is gateway), None))
 
@@ -134,11 +134,11 @@ class Protocol(RuleBasedStateMachine):
                 self.open(next(iter(self.world.gates), None))
 
     @precondition(lambda self: not self.world.gates)
-    @rule(who=places, express=st.booleans())
-    def race(self, who, express):
+    @rule(who=places, way=st.sampled_from(Way))
+    def race(self, who, way):
         """The same chunk on both gateways at once, up to their commits."""
         for place in places_of_both:
-            self.send(who, place, 2, express)
+            self.send(who, place, 2, way)
 
     @precondition(lambda self: not self.world.gates)
     @rule()
@@ -220,7 +220,7 @@ class Protocol(RuleBasedStateMachine):
         self.failover_loses_writes(0)
         for client in self.world.clients:
             for _ in range(3):
-                self.send(self.world.clients.index(client), 1 - self.world.gateways.index(waiting), 8, False)
+                self.send(self.world.clients.index(client), 1 - self.world.gateways.index(waiting), 8, Way.LONG)
 
     def remember(self):
         """How the store is now, in case that a failover brings it back."""
@@ -253,8 +253,8 @@ class Protocol(RuleBasedStateMachine):
         for client in self.world.clients:
             target, client_sends = client.acknowledged + 2, 0
             while client.acknowledged < target:
-                express = client_sends % 2 == 1
-                self.do(self.world.send, client, self.world.gateways[0], client.acknowledged, express)
+                way = list(Way)[client_sends % len(Way)]
+                self.do(self.world.send, client, self.world.gateways[0], client.acknowledged, way)
                 while self.world.gates:
                     self.open(self.world.gates[0])
                 self.the_committed_history_is_a_prefix_of_what_was_sent()
@@ -346,6 +346,7 @@ def _check(new_backend, examples, **more):
         "late": examples // 20,
         "replay": examples // 20,
         "express": examples // 2,
+        "single": examples // 2,
         "together": examples // 40,
         **more,
     }
