@@ -65,6 +65,7 @@ class Engine:
 
     Attributes:
         catalog: The models that are served.
+        clock: As it was given: what deadlines are told on.
         sessions: Opens and ends sessions, and whatever is done to them besides stepping.
         express: Takes steps that have nothing to wait for but their batch; None where the store has none at hand.
         singles: The same of steps that come one by one.
@@ -87,7 +88,7 @@ class Engine:
         self._executor = executor
         self._batcher = batcher
         self._admission = admission
-        self._clock = clock
+        self.clock = clock
         self._observer = observer
         self._timer = timer
         self.sessions = SessionAdmin(store=store, catalog=self.catalog, executor=executor, admission=admission)
@@ -179,7 +180,7 @@ class Engine:
 
     def _checkout(self, deadline: float) -> float:
         """Seconds for which a session is kept for a step that ends by ``deadline``."""
-        return deadline - self._clock() + _CHECKOUT_MARGIN_S
+        return deadline - self.clock() + _CHECKOUT_MARGIN_S
 
     def _make_ways(self) -> tuple[Express | None, Singles | None]:
         if not isinstance(self._store, LocalStore):

@@ -85,6 +85,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
     ) -> None:
         self._engine = engine
         self._sessions = engine.sessions
+        self._clock = engine.clock
         self._limits = limits
         self._sealer = sealer
         self._observer = observer
@@ -161,7 +162,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         await asyncio.gather(*(answer_in_turn() for _ in range(min(len(responses), _BATCH_TASKS))))
         return pb.BatchStepResponse(responses=responses)
 
-    async def StreamSteps(
+    def StreamSteps(
         self, request_iterator: AsyncIterator[pb.StreamStepsRequest], context: Context
     ) -> AsyncIterator[pb.StreamStepsResponse]:
         stream = StepStream(
@@ -173,8 +174,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             begin=self._begin,
             begin_columns=self._begin_columns,
         )
-        async for message in stream.run(request_iterator):
-            yield message
+        return stream.run(request_iterator)
 
     async def _run(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse:
         """Runs one step within its own time limit and its call's, whichever ends first."""
@@ -186,7 +186,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         limit = codec.parse_timeout(request)
         if remaining is not None:
             limit = remaining if limit is None else min(limit, remaining)
-        deadline = asyncio.get_running_loop().time() + (self._limits.step_timeout if limit is None else limit)
+        deadline = self._clock() + (self._limits.step_timeout if limit is None else limit)
         return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes, current_connection() or owner)
 
     def _begin(self, requests: Sequence[pb.StepRequest], arrived: Arrived) -> Begun:
@@ -252,7 +252,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         arrived: Arrived,
     ) -> Begun:
         caller = current_connection() or principal.name
-        now = asyncio.get_running_loop().time()
+        now = self._clock()
         handles: list[ExpressSteps] = []
         left = list(others)
         for steps in alike:

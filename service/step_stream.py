@@ -100,7 +100,7 @@ class StepStream:
         self._in_tasks: Counter[str] = Counter()  # sessions with steps that have tasks
         self._done: deque[tuple[pb.StreamStepsResponse, int, int]] = deque()  # with their bytes and steps
         self._done_bytes = 0
-        self._wake = asyncio.Event()
+        self._idle: asyncio.Future[None] | None = None  # of ``run``, while it has nothing to do
         self._full = False  # as ``_room`` says
         self._room = asyncio.Event()
         self._room.set()
@@ -115,14 +115,16 @@ class StepStream:
         """
         reader = asyncio.create_task(self._read(messages))
         draining = asyncio.create_task(self._drained.wait())
-        reader.add_done_callback(lambda _: self._wake.set())
-        draining.add_done_callback(lambda _: self._wake.set())
+        reader.add_done_callback(lambda _: self._wake())
+        draining.add_done_callback(lambda _: self._wake())
+        loop = asyncio.get_running_loop()
         try:
             while not (reader.done() or draining.done()) or self._handles or self._tasks or self._done:
-                await self._wake.wait()
-                self._wake.clear()
-                while self._done:
+                if self._done:
                     yield self._next_message()
+                else:
+                    self._idle = loop.create_future()
+                    await self._idle
             if not reader.done():
                 raise Draining("this gateway is shutting down; another one will take the stream")
             await reader
@@ -144,19 +146,25 @@ class StepStream:
                 if not (message.requests or message.columns):
                     raise  # there is no step that could be refused by itself
                 refused = error
-            check_count(message, self._max_message_steps)
-            if requests := message.requests:
+            requests, blocks = message.requests, message.columns
+            if blocks:
+                check_count(message, self._max_message_steps)
+            if len(requests) == 1 and refused is None and not self._full and len(self._tasks) < _MAX_TASKS:
+                self._count_in(1)  # most messages: what is done for them need not be able to wait
+                self._start(list(requests))
+            elif requests:
                 await self._take(list(requests), refused)
-            for columns in message.columns:
+            for columns in blocks:
                 await self._take_columns(columns, refused)
             if message.cancel and not refused:
                 self._cancel(message.cancel)
 
+    def _wake(self) -> None:
+        """Something has happened that ``run`` may wait for."""
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
     async def _take(self, requests: Sequence[pb.StepRequest], refused: ServiceError | None) -> None:
-        if len(requests) == 1 and refused is None and not self._full and len(self._tasks) < _MAX_TASKS:
-            self._count_in(1)
-            self._start(requests)
-            return
         at = 0
         while at < len(requests):
             if self._full:
@@ -276,7 +284,7 @@ class StepStream:
             message.MergeFrom(responses)
             responses, size, steps = message, its_size + size, its_steps + steps
         self._done.append((responses, size, steps))
-        self._wake.set()
+        self._wake()
         self._mind_room()
 
     def _next_message(self) -> pb.StreamStepsResponse:

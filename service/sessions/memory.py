@@ -16,6 +16,7 @@ from service.sessions import (
     Tell,
     TellOne,
     Told,
+    draw_tokens,
     judge,
     new_token,
     new_tokens,
@@ -176,7 +177,7 @@ class MemoryStore:
         if there is None or there.expires <= now:
             tell(_not_found(key))
         else:
-            tell(self._commit(there, commit, new_token(), now))
+            tell(self._commit(there, commit, draw_tokens(1), now))
 
     def _stay_together(self, sessions: Sequence[Session]) -> bool:
         """Whether sessions that were stepped together are worth a cohort."""
