@@ -213,19 +213,18 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     def _single_ended(self, request: pb.StepRequest, arrived: Arrived, step: SingleStep, came: Came) -> None:
         """Renders what it came to."""
-        message = pb.StreamStepsResponse()
+        if came is None:
+            arrived(step, pb.StreamStepsResponse(), (request,), 0)
+            return
         if isinstance(came, StepReply):
-            codec.render_reply(request, came, message.responses.add)
+            message = codec.render_single_reply(request, came)
             if self._requests.wanted():
                 self._note(request, "OK", "", step.began)
-        elif came is None:
-            arrived(step, message, (request,))
-            return
         else:
             if not isinstance(came, ServiceError | asyncio.CancelledError):
                 _log.error("a step failed in a way that it should not", exc_info=came)
-            message.responses.append(self._refuse(request, came, step.began))
-        arrived(step, message, ())
+            message = pb.StreamStepsResponse(responses=[self._refuse(request, came, step.began)])
+        arrived(step, message, (), 1)
 
     def _begin_columns(self, columns: pb.StepColumns, session_ids: Sequence[str], arrived: Arrived) -> Begun:
         """Likewise those that came as columns."""
@@ -289,7 +288,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             for place in applied:
                 if self._requests.wanted():
                     self._note(alike.request(place), "OK", "", steps.began)
-        arrived(steps, message, again)
+        arrived(steps, message, again, len(places) - len(again))
 
     def _sort_out(
         self,

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.bounds import MAX_MESSAGE_STEPS
-from service.columns import check_columns, check_count, names_of, part_of, requests_of, steps_in, steps_of
+from service.columns import check_columns, check_count, lone_request, names_of, part_of, requests_of, steps_in, steps_of
 from service.errors import Draining, ServiceError
 
 # A response message holds about this many bytes at the most, so that it passes a client that still has gRPC's default
@@ -37,8 +37,9 @@ class Handle(Protocol):
         ...
 
 
-# Called with a handle, the responses of some of its steps, and the requests of those that need a task after all.
-Arrived: TypeAlias = Callable[[Handle, pb.StreamStepsResponse, Sequence[pb.StepRequest]], None]
+# Called with a handle, the responses of some of its steps, the requests of those that need a task after all, and of how
+# many steps the responses are.
+Arrived: TypeAlias = Callable[[Handle, pb.StreamStepsResponse, Sequence[pb.StepRequest], int], None]
 # Begins what it can without tasks; returns handles, and the requests that need a task.
 Begun: TypeAlias = tuple[Sequence[Handle], Sequence[pb.StepRequest]]
 Begin: TypeAlias = Callable[[Sequence[pb.StepRequest], Arrived], Begun]
@@ -146,23 +147,27 @@ class StepStream:
                 if not (message.requests or message.columns):
                     raise  # there is no step that could be refused by itself
                 refused = error
-            requests, blocks = message.requests, message.columns
-            if blocks:
-                check_count(message, self._max_message_steps)
-            if len(requests) == 1 and refused is None and not self._full and len(self._tasks) < _MAX_TASKS:
+            single = lone_request(message)
+            if single is not None and refused is None and not self._full and len(self._tasks) < _MAX_TASKS:
                 self._count_in(1)  # most messages: what is done for them need not be able to wait
-                self._start(list(requests))
-            elif requests:
-                await self._take(list(requests), refused)
-            for columns in blocks:
-                await self._take_columns(columns, refused)
-            if message.cancel and not refused:
-                self._cancel(message.cancel)
+                self._start((single,))
+            else:
+                await self._take_all(message, refused)
 
     def _wake(self) -> None:
         """Something has happened that ``run`` may wait for."""
         if self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+
+    async def _take_all(self, message: pb.StreamStepsRequest, refused: ServiceError | None) -> None:
+        """Whatever is in a message."""
+        check_count(message, self._max_message_steps)
+        if requests := message.requests:
+            await self._take(list(requests), refused)
+        for columns in message.columns:
+            await self._take_columns(columns, refused)
+        if message.cancel and not refused:
+            self._cancel(message.cancel)
 
     async def _take(self, requests: Sequence[pb.StepRequest], refused: ServiceError | None) -> None:
         at = 0
@@ -203,7 +208,7 @@ class StepStream:
 
     def _refuse_all(self, requests: Sequence[pb.StepRequest], refused: ServiceError) -> None:
         for request in requests:
-            self._answered(pb.StreamStepsResponse(responses=[self._refuse(request, refused)]))
+            self._answered(pb.StreamStepsResponse(responses=[self._refuse(request, refused)]), 1)
 
     async def _start_all(self, requests: Sequence[pb.StepRequest]) -> None:
         for part in _of_different_sessions(requests):
@@ -255,16 +260,18 @@ class StepStream:
         if not self._in_tasks[request.session_id]:
             del self._in_tasks[request.session_id]
         response = self._refuse(request, asyncio.CancelledError()) if task.cancelled() else task.result()
-        self._answered(pb.StreamStepsResponse(responses=[response]))
+        self._answered(pb.StreamStepsResponse(responses=[response]), 1)
 
-    def _arrived(self, handle: Handle, responses: pb.StreamStepsResponse, others: Sequence[pb.StepRequest]) -> None:
+    def _arrived(
+        self, handle: Handle, responses: pb.StreamStepsResponse, others: Sequence[pb.StepRequest], steps: int
+    ) -> None:
         """Some steps without tasks are through."""
         if not len(handle):
             self._handles.discard(handle)
         for request in others:
             self._start_task(request)
-        if responses.responses or responses.columns:
-            self._answered(responses)
+        if steps:
+            self._answered(responses, steps)
 
     def _cancel(self, request_ids: Iterable[str]) -> None:
         handles = {name: handle for handle in self._handles for name in handle.names()}
@@ -275,9 +282,9 @@ class StepStream:
             elif handle is not None:
                 handle.cancel(request_id)
 
-    def _answered(self, responses: pb.StreamStepsResponse) -> None:
+    def _answered(self, responses: pb.StreamStepsResponse, steps: int) -> None:
         """Has responses go out, in one message with those that wait: a message each takes ten times their size."""
-        size, steps = responses.ByteSize(), steps_in(responses)
+        size = responses.ByteSize()
         self._done_bytes += size
         if self._done and self._done[-1][1] + size <= _MESSAGE_BYTES:
             message, its_size, its_steps = self._done.pop()

@@ -179,7 +179,7 @@ class Handle:
     def end(self, names, *, tasks=()):
         gone = {name: self.open.pop(name) for name in (*names, *tasks)}
         responses = pb.StreamStepsResponse(responses=[pb.StepResponse(request_id=name) for name in names])
-        self._arrived(self, responses, [gone[name] for name in tasks])
+        self._arrived(self, responses, [gone[name] for name in tasks], len(responses.responses))
 
 
 def stream_with(handles, messages, *, max_steps=10, in_tasks=None):
@@ -277,7 +277,7 @@ async def test_responses_that_are_too_many_for_a_message_are_sent_in_several():
                 del self.open[name]
             outputs = tensor_pb2.Tensor(content=bytes(size))
             responses = [pb.StepResponse(request_id=name, outputs=outputs) for name in names]
-            self._arrived(self, pb.StreamStepsResponse(responses=responses), ())
+            self._arrived(self, pb.StreamStepsResponse(responses=responses), (), len(responses))
 
     def begin(requests, arrived):
         handles.append(Large(requests, arrived))
@@ -325,7 +325,7 @@ async def test_a_step_that_is_left_to_a_task_runs_as_its_own_stream_s_caller():
         await settled()
         (requests, arrived), elsewhere = left[0], contextvars.Context()
         elsewhere.run(set_caller, lambda: Principal(name="other"))
-        elsewhere.run(arrived, handle, pb.StreamStepsResponse(), requests)
+        elsewhere.run(arrived, handle, pb.StreamStepsResponse(), requests, 0)
 
     set_caller(lambda: Principal(name="own"))
     run = StepStream(
