@@ -10,10 +10,12 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
+from service.answers import Answers
 from service.codec import FLOAT32, LITTLE_FLOAT32, MAX_REQUEST_ID
 from service.columns import request_of, requests_of
 from service.digests import Digests
 from service.sessions.cohort import Replies
+from service.step_stream import Answer
 from service.types import FloatArray, StepReply, take
 
 # Steps whose time limits differ by less than a tick may share one.
@@ -59,8 +61,8 @@ class AlikeSteps(Protocol):
         """One of them, by itself."""
         ...
 
-    def render(self, message: pb.StreamStepsResponse, places: Sequence[int], replies: Sequence[StepReply], /) -> None:
-        """Writes the replies of some of them, in the order of their places, into a message."""
+    def render(self, answers: Answers, places: Sequence[int], replies: Sequence[StepReply], /) -> Sequence[Answer]:
+        """The replies of some of them, in the order of their places, in parts of a limited size."""
         ...
 
 
@@ -83,15 +85,13 @@ class RequestSteps:
         """See ``AlikeSteps``."""
         return self.requests[place]
 
-    def render(self, message: pb.StreamStepsResponse, places: Sequence[int], replies: Sequence[StepReply]) -> None:
-        """See ``AlikeSteps``. ``codec.render_reply`` in its place in a message: two copies less."""
-        add, names, session_ids = message.responses.add, self.names, self.session_ids
-        for place, (position, outputs) in zip(places, replies, strict=True):
-            response = add(request_id=names[place], session_id=session_ids[place], position=position)
-            tensor = response.outputs
-            tensor.dtype = FLOAT32
-            tensor.shape.extend(outputs.shape)
-            tensor.content = outputs.astype(LITTLE_FLOAT32, copy=False).tobytes()
+    def render(self, answers: Answers, places: Sequence[int], replies: Sequence[StepReply]) -> Sequence[Answer]:
+        """See ``AlikeSteps``."""
+        names, session_ids, of = self.names, self.session_ids, answers.of
+        data = [of(names[place], session_ids[place], reply) for place, reply in zip(places, replies, strict=True)]
+        block = _in_a_block(len(data), sum(map(len, data)))
+        parts = [data[begin : begin + block] for begin in range(0, len(data), block)]
+        return [Answer(b"".join(part), len(part)) for part in parts]
 
     def finish(self, time: int, width: int) -> Sequence[pb.StepRequest]:
         """Makes ``inputs``; returns the steps in which there is NaN or Inf, which are taken out."""
@@ -136,19 +136,18 @@ class ColumnSteps:
         """See ``AlikeSteps``."""
         return request_of(self._columns, place)
 
-    def render(self, message: pb.StreamStepsResponse, places: Sequence[int], replies: Sequence[StepReply]) -> None:
-        """See ``AlikeSteps``; in blocks of a limited size."""
+    def render(self, answers: Answers, places: Sequence[int], replies: Sequence[StepReply]) -> Sequence[Answer]:
+        """See ``AlikeSteps``."""
         names = take(self.names, places)
         if not replies:
-            return
+            return ()
         if not isinstance(replies, Replies):
             replies = Replies.of(replies)
-        block = max(1, _BLOCK_BYTES * len(replies) // max(1, replies.outputs.nbytes))
+        block = _in_a_block(len(replies), replies.outputs.nbytes)
         if block >= len(replies):
-            _add_results(message, names, replies)
-            return
-        for begin in range(0, len(replies), block):
-            _add_results(message, names[begin : begin + block], replies[begin : begin + block])
+            return (answers.of_columns(names, replies),)
+        begins = range(0, len(replies), block)
+        return [answers.of_columns(names[at : at + block], replies[at : at + block]) for at in begins]
 
 
 Sorted: TypeAlias = tuple[Sequence[AlikeSteps], Sequence[pb.StepRequest]]
@@ -216,14 +215,9 @@ def parse_columns(columns: pb.StepColumns, session_ids: Sequence[str], max_chunk
     return (ColumnSteps(columns, names, session_ids, _seconds(ticks), flat.reshape(steps, time, width)),), ()
 
 
-def _add_results(message: pb.StreamStepsResponse, names: Sequence[str], replies: Replies) -> None:
-    results = message.columns.add()
-    results.request_ids.extend(names)
-    results.positions.extend(replies.positions)
-    tensor = results.outputs
-    tensor.dtype = FLOAT32
-    tensor.shape.extend(replies.outputs.shape)
-    tensor.content = replies.outputs.astype(LITTLE_FLOAT32, copy=False).tobytes()
+def _in_a_block(steps: int, size: int) -> int:
+    """How many of so many steps a block of results holds, where all have so many bytes together; at least one."""
+    return max(1, _BLOCK_BYTES * steps // max(1, size))
 
 
 def _all_finite(flat: FloatArray) -> bool:

@@ -33,23 +33,55 @@ class Unparsed:
         self.error = error
 
 
-def bounded(parse: Callable[[bytes], Any], max_fields: int) -> Callable[[bytes], Any]:
-    """``parse``, except that a message with more fields than that, or one that is none, becomes ``Unparsed``."""
+class TooLarge:
+    """Stands in for a message of too many bytes, whose steps can be refused each by itself.
+
+    Attributes:
+        error: As of ``Unparsed``.
+    """
+
+    def __init__(self, message: Any, error: Callable[[], ServiceError]) -> None:
+        self._message = message
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._message, name)
+
+
+def bounded(parse: Callable[[bytes], Any], max_fields: int, max_bytes: int) -> Callable[[bytes], Any]:
+    """``parse``, except that what should not be taken becomes what stands in for it.
+
+    Here the bytes can be counted. Of a message they cannot: upb makes them all anew to tell how many they are.
+
+    Args:
+        parse: Makes the message.
+        max_fields: With more than that, or if it is no message, it becomes ``Unparsed``.
+        max_bytes: With more than that, ``TooLarge``. It is below the transport's own limit.
+    """
 
     def parse_bounded(data: bytes) -> Any:
         if len(data) > _HARMLESS_BYTES and has_more_fields(data, max_fields):
             return Unparsed(partial(MessageTooLarge, f"the message has more than {max_fields} steps", limit=max_fields))
         try:
-            return parse(data)
+            message = parse(data)
         except DecodeError as error:
             return Unparsed(partial(InvalidArgument, f"the message cannot be read: {error}", field=""))
+        if len(data) > max_bytes:
+            what = f"the message has {len(data)} bytes; at most {max_bytes} are taken"
+            return TooLarge(message, partial(MessageTooLarge, what, limit=max_bytes))
+        return message
 
     return parse_bounded
 
 
-def check_parsed(message: object) -> None:
-    """Raises what is wrong with a message that was not parsed."""
-    if isinstance(message, Unparsed):
+def check_bounds(message: object) -> None:
+    """Raises what is wrong with a message that something stands in for.
+
+    Raises:
+        MessageTooLarge: it has more bytes than are taken, or more steps than are parsed.
+        InvalidArgument: it cannot be read.
+    """
+    if isinstance(message, Unparsed | TooLarge):
         raise message.error()
 
 

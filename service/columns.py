@@ -23,15 +23,6 @@ def lone_request(message: pb.StreamStepsRequest) -> pb.StepRequest | None:
     return None
 
 
-def steps_in(message: pb.StreamStepsRequest | pb.StreamStepsResponse) -> int:
-    """How many steps a message has, or the results of how many."""
-    if not message.columns:
-        return len(message.requests if isinstance(message, pb.StreamStepsRequest) else message.responses)
-    if isinstance(message, pb.StreamStepsRequest):
-        return len(message.requests) + sum([steps_of(columns) for columns in message.columns])
-    return len(message.responses) + sum([len(columns.request_ids) for columns in message.columns])
-
-
 def check_count(message: pb.StreamStepsRequest, most: int) -> None:
     """Checks how many steps a message holds.
 
@@ -39,14 +30,15 @@ def check_count(message: pb.StreamStepsRequest, most: int) -> None:
         MessageTooLarge: more than ``most``.
         InvalidArgument: columns that hold none: nobody could be told what is wrong with them.
     """
-    if not message.columns:
+    blocks = message.columns
+    if not blocks:
         return  # requests were counted before they were parsed
-    if (steps := steps_in(message)) > most:
+    counts = [steps_of(columns) for columns in blocks]
+    if (steps := len(message.requests) + sum(counts)) > most:
         raise MessageTooLarge(f"the message has {steps} steps; at most {most} are taken", limit=most)
-    for at, columns in enumerate(message.columns):
-        if not steps_of(columns):
-            field = f"columns[{at}].request_ids"
-            raise InvalidArgument(f"columns[{at}] has no step; expected at least one", field=field)
+    if not all(counts):
+        field = f"columns[{counts.index(0)}].request_ids"
+        raise InvalidArgument(f"{field[:-12]} has no step; expected at least one", field=field)
 
 
 def check_columns(columns: pb.StepColumns) -> None:

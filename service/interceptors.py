@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from types import TracebackType
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import grpc
 from grpc_status import rpc_status
 
-from service.bounds import MAX_MESSAGE_STEPS, bounded, check_parsed
+from service.bounds import MAX_MESSAGE_STEPS, bounded, check_bounds
 from service.errors import ServiceError
+from service.forms import Form
 from service.identity import ANONYMOUS, Principal, set_caller
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
@@ -52,12 +53,23 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         authenticator: Tells who calls.
         observer: Hears of every call.
         requests: Gets a line for each.
+        max_message_bytes: The largest request.
+        forms: Of some methods, by their full names, in the place of what they come with.
     """
 
-    def __init__(self, authenticator: Authenticator, observer: Observer, requests: RequestLog) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        observer: Observer,
+        requests: RequestLog,
+        max_message_bytes: int,
+        forms: Mapping[str, Form] = MappingProxyType({}),
+    ) -> None:
         self._authenticator = authenticator
         self._observer = observer
         self._requests = requests
+        self._max_bytes = max_message_bytes
+        self._forms = forms
 
     async def intercept_service(
         self,
@@ -71,17 +83,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if method.startswith(_OPEN):
             return handler
-        parse = handler.request_deserializer
+        form = self._forms.get(method) or Form(handler.request_deserializer, handler.response_serializer)
+        parse, serialize = form.parse, form.serialize
         if parse is not None:
-            parse = bounded(parse, MAX_MESSAGE_STEPS)
+            parse = bounded(parse, MAX_MESSAGE_STEPS, self._max_bytes)
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                self._unary(method, handler.unary_unary), parse, handler.response_serializer
-            )
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), parse, serialize)
         if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(
-                self._stream(method, handler.stream_stream), parse, handler.response_serializer
-            )
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), parse, serialize)
         return handler
 
     def _unary(self, method: str, behavior: Callable[..., Any]) -> Callable[[Any, _Context], Awaitable[Any]]:
@@ -89,7 +98,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             with _Call(self._observer, self._requests, method, getattr(request, "session_id", "")) as call:
                 try:
                     call.caller = self._identify(context).name
-                    check_parsed(request)
+                    check_bounds(request)
                     response = await behavior(request, context)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the table has a status for it
                     call.fail(error, context)

@@ -36,7 +36,7 @@ from service.logs import RequestLog, configure_logging
 from service.memory import heaps, tidy_forever
 from service.monitor import Monitor
 from service.seal import Sealer
-from service.servicer import Limits, ModelServicer, SequenceServicer
+from service.servicer import Limits, ModelServicer, SequenceServicer, forms
 from service.sessions import SessionStore
 from service.tls import Certificates
 
@@ -105,9 +105,9 @@ class Gateway:
         self._authenticator = _authenticator(settings)
         self._credentials = _credentials(settings)
         self._sealer = Sealer(_secret(settings))
-        interceptors = [CallInterceptor(self._authenticator, observer, self._requests)]
+        calls = CallInterceptor(self._authenticator, observer, self._requests, settings.max_message_bytes, forms())
         self._server = grpc.aio.server(
-            interceptors=[tracing.interceptor(), *interceptors] if tracing else interceptors,
+            interceptors=[tracing.interceptor(), calls] if tracing else [calls],
             options=_server_options(settings),
         )
         self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -360,7 +360,6 @@ def _batch_policy(settings: Settings) -> BatchPolicy:
 
 def _limits(settings: Settings) -> Limits:
     return Limits(
-        max_message_bytes=settings.max_message_bytes,
         max_chunk_bytes=settings.max_chunk_bytes,
         max_stream_steps=settings.max_stream_steps,
         step_timeout=settings.step_timeout,

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +18,15 @@ from ntm_serving.v1 import model_service_pb2_grpc, sequence_service_pb2_grpc
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service import codec
 from service.alike import AlikeSteps, parse_columns, parse_requests
+from service.answers import Answers
+from service.arenas import Arena
+from service.bounds import check_bounds
 from service.catalog import not_served
 from service.columns import requests_of
 from service.engine import Engine
 from service.errors import ServiceError
 from service.express import Came, Express, ExpressSteps
+from service.forms import Form
 from service.identity import Principal, current, current_connection
 from service.logs import RequestLog
 from service.observing import Observer, reason_of
@@ -30,7 +34,7 @@ from service.seal import Sealer
 from service.sessions.cohort import Replies
 from service.single import SingleStep
 from service.status import status_of
-from service.step_stream import Arrived, Begun, StepStream
+from service.step_stream import Answer, Arrived, Begun, StepStream, answer_of
 from service.types import SessionKey, StepCall, StepCalls, StepReply
 
 _log = logging.getLogger(__name__)
@@ -46,7 +50,6 @@ class Limits:
     """What a request may ask for. Bytes and seconds.
 
     Attributes:
-        max_message_bytes: The largest message.
         max_chunk_bytes: The largest inputs of one step.
         max_stream_steps: Steps under way in one stream past which it is not read.
         step_timeout: Time limit of a step that has none.
@@ -54,7 +57,6 @@ class Limits:
         max_session_ttl: The longest TTL.
     """
 
-    max_message_bytes: int
     max_chunk_bytes: int
     max_stream_steps: int
     step_timeout: float
@@ -94,6 +96,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         # What has no task of its own has no trace context either.
         self._express = engine.express if span is None else None
         self._singles = engine.singles if span is None else None
+        self._answers = Answers()
 
     async def CreateSession(self, request: pb.CreateSessionRequest, context: Context) -> pb.Session:
         name = codec.parse_id(request.model.name, "model.name")
@@ -133,7 +136,6 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         )
 
     async def RestoreSession(self, request: pb.RestoreSessionRequest, context: Context) -> pb.Session:
-        codec.check_message(request, self._limits.max_message_bytes)
         snapshot = self._sealer.unseal_snapshot(request.snapshot)
         key, caller, ttl = _key(request.session_id), current(), self._ttl(request)
         session = await self._sessions.restore(key, snapshot, ttl, caller.may_use, owner_limit=caller.max_sessions)
@@ -146,11 +148,9 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         )
 
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
-        codec.check_message(request, self._limits.max_message_bytes)
         return await self._step(request, context.time_remaining())
 
     async def BatchStep(self, request: pb.BatchStepRequest, context: Context) -> pb.BatchStepResponse:
-        codec.check_message(request, self._limits.max_message_bytes)
         responses = [pb.StepResponse()] * len(request.requests)
         left = iter(enumerate(request.requests))
 
@@ -164,11 +164,12 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     def StreamSteps(
         self, request_iterator: AsyncIterator[pb.StreamStepsRequest], context: Context
-    ) -> AsyncIterator[pb.StreamStepsResponse]:
+    ) -> AsyncIterator[Any]:
+        # Its messages are bytes: see `forms`.
         stream = StepStream(
             answer=self._answer,
             refuse=self._refuse,
-            check=lambda message: codec.check_message(message, self._limits.max_message_bytes),
+            check=check_bounds,
             max_steps=self._limits.max_stream_steps,
             drained=self._engine.drained,
             begin=self._begin,
@@ -213,18 +214,16 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
 
     def _single_ended(self, request: pb.StepRequest, arrived: Arrived, step: SingleStep, came: Came) -> None:
         """Renders what it came to."""
-        if came is None:
-            arrived(step, pb.StreamStepsResponse(), (request,), 0)
-            return
         if isinstance(came, StepReply):
-            message = codec.render_single_reply(request, came)
+            answer = Answer(self._answers.of(request.request_id, request.session_id, came), 1)
             if self._requests.wanted():
                 self._note(request, "OK", "", step.began)
+        elif came is None:
+            arrived(step, (), (request,))
+            return
         else:
-            if not isinstance(came, ServiceError | asyncio.CancelledError):
-                _log.error("a step failed in a way that it should not", exc_info=came)
-            message = pb.StreamStepsResponse(responses=[self._refuse(request, came, step.began)])
-        arrived(step, message, (), 1)
+            answer = answer_of(self._refusal(request, came, step.began))
+        arrived(step, (answer,), ())
 
     def _begin_columns(self, columns: pb.StepColumns, session_ids: Sequence[str], arrived: Arrived) -> Begun:
         """Likewise those that came as columns."""
@@ -275,20 +274,22 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         came: Sequence[Came],
     ) -> None:
         """Renders what steps came to that had no tasks."""
-        message = pb.StreamStepsResponse()
         applied: Sequence[int]
         replies: Sequence[StepReply]
+        refusals: list[pb.StepResponse] = []
         again: list[pb.StepRequest] = []
         if isinstance(came, Replies):
             applied, replies = places, came
         else:
-            applied, replies = self._sort_out(alike, steps, places, came, message, again)
-        alike.render(message, applied, replies)
+            applied, replies = self._sort_out(alike, steps, places, came, refusals, again)
+        answers = alike.render(self._answers, applied, replies)
+        if refusals:
+            answers = (answer_of(*refusals), *answers)
         if self._requests.on:
             for place in applied:
                 if self._requests.wanted():
                     self._note(alike.request(place), "OK", "", steps.began)
-        arrived(steps, message, again, len(places) - len(again))
+        arrived(steps, answers, again)
 
     def _sort_out(
         self,
@@ -296,7 +297,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         steps: ExpressSteps,
         places: Sequence[int],
         came: Sequence[Came],
-        message: pb.StreamStepsResponse,
+        refusals: list[pb.StepResponse],
         again: list[pb.StepRequest],
     ) -> tuple[Sequence[int], Sequence[StepReply]]:
         """Those that were applied, and their replies; of the others, refusals are written, and requests kept."""
@@ -309,10 +310,14 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             elif one is None:
                 again.append(alike.request(place))
             else:
-                if not isinstance(one, ServiceError | asyncio.CancelledError):
-                    _log.error("a step failed in a way that it should not", exc_info=one)
-                message.responses.append(self._refuse(alike.request(place), one, steps.began))
+                refusals.append(self._refusal(alike.request(place), one, steps.began))
         return applied, replies
+
+    def _refusal(self, request: pb.StepRequest, came: BaseException, began: float) -> pb.StepResponse:
+        """The response of a step without a task that failed."""
+        if not isinstance(came, ServiceError | asyncio.CancelledError):
+            _log.error("a step failed in a way that it should not", exc_info=came)
+        return self._refuse(request, came, began)
 
     def _ttl(self, request: pb.CreateSessionRequest | pb.ForkSessionRequest | pb.RestoreSessionRequest) -> float:
         ttl = request.ttl if request.HasField("ttl") else None
@@ -373,6 +378,15 @@ def _within(span: Callable[[str], AbstractContextManager[None]], run: _RunStep) 
             return await run(request, remaining)
 
     return step
+
+
+def forms() -> Mapping[str, Form]:
+    """What messages of the most frequent methods are made of and made into, by the methods' full names."""
+    service = pb.DESCRIPTOR.services_by_name["SequenceService"].full_name
+    return {
+        f"/{service}/Step": Form(Arena(pb.StepRequest).parse, pb.StepResponse.SerializeToString),
+        f"/{service}/StreamSteps": Form(Arena(pb.StreamStepsRequest).parse, None),  # its responses are bytes
+    }
 
 
 def _key(session_id: str) -> SessionKey:

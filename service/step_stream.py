@@ -4,13 +4,15 @@ import asyncio
 import contextvars
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.bounds import MAX_MESSAGE_STEPS
-from service.columns import check_columns, check_count, lone_request, names_of, part_of, requests_of, steps_in, steps_of
+from service.columns import check_columns, check_count, lone_request, names_of, part_of, requests_of, steps_of
 from service.errors import Draining, ServiceError
 
+# Says in a message that steps may come as columns.
+_TAKES_COLUMNS = pb.StreamStepsResponse(takes_columns=True).SerializeToString()
 # A response message holds about this many bytes at the most, so that it passes a client that still has gRPC's default
 # limit of 4 MiB. A single response may be larger.
 _MESSAGE_BYTES = 2 * 1024 * 1024
@@ -19,6 +21,24 @@ _UNTAKEN_BYTES = 16 * 1024 * 1024
 # A step that waits in a task takes some 4 KiB, forty times as much as its request. Behind so many of them the others
 # wait as they came: further messages, and within one the steps of sessions that come up again.
 _MAX_TASKS = 32
+
+
+class Answer(NamedTuple):
+    """The responses of some steps.
+
+    Attributes:
+        data: A ``StreamStepsResponse``, serialised. Such bytes one behind the other are a message as well, which says
+            what each of them says (protobuf's encoding of repeated fields).
+        steps: How many steps it answers.
+    """
+
+    data: bytes
+    steps: int
+
+
+def answer_of(*responses: pb.StepResponse) -> Answer:
+    """What is told of steps one by one."""
+    return Answer(pb.StreamStepsResponse(responses=responses).SerializeToString(), len(responses))
 
 
 class Handle(Protocol):
@@ -37,9 +57,8 @@ class Handle(Protocol):
         ...
 
 
-# Called with a handle, the responses of some of its steps, the requests of those that need a task after all, and of how
-# many steps the responses are.
-Arrived: TypeAlias = Callable[[Handle, pb.StreamStepsResponse, Sequence[pb.StepRequest], int], None]
+# Called with a handle, what some of its steps came to, and the requests of those that need a task after all.
+Arrived: TypeAlias = Callable[[Handle, Sequence[Answer], Sequence[pb.StepRequest]], None]
 # Begins what it can without tasks; returns handles, and the requests that need a task.
 Begun: TypeAlias = tuple[Sequence[Handle], Sequence[pb.StepRequest]]
 Begin: TypeAlias = Callable[[Sequence[pb.StepRequest], Arrived], Begun]
@@ -99,17 +118,18 @@ class StepStream:
         self._by_id: dict[str, asyncio.Task[pb.StepResponse]] = {}
         self._fewer_tasks = asyncio.Event()
         self._in_tasks: Counter[str] = Counter()  # sessions with steps that have tasks
-        self._done: deque[tuple[pb.StreamStepsResponse, int, int]] = deque()  # with their bytes and steps
+        self._done: deque[tuple[bytes | bytearray, int]] = deque()  # messages, and how many steps each answers
         self._done_bytes = 0
         self._idle: asyncio.Future[None] | None = None  # of ``run``, while it has nothing to do
         self._full = False  # as ``_room`` says
         self._room = asyncio.Event()
         self._room.set()
 
-    async def run(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> AsyncIterator[pb.StreamStepsResponse]:
+    async def run(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> AsyncIterator[bytes]:
         """Yields responses until the client has closed its side and every step is answered.
 
-        Ends with the reader's error where reading failed. Whatever ends it, no step of it is left running.
+        Each is a ``StreamStepsResponse``, serialised. Ends with the reader's error where reading failed. Whatever ends
+        it, no step of it is left running.
 
         Raises:
             Draining: the gateway has drained; every step that it took is answered.
@@ -208,7 +228,7 @@ class StepStream:
 
     def _refuse_all(self, requests: Sequence[pb.StepRequest], refused: ServiceError) -> None:
         for request in requests:
-            self._answered(pb.StreamStepsResponse(responses=[self._refuse(request, refused)]), 1)
+            self._answered(answer_of(self._refuse(request, refused)))
 
     async def _start_all(self, requests: Sequence[pb.StepRequest]) -> None:
         for part in _of_different_sessions(requests):
@@ -260,18 +280,16 @@ class StepStream:
         if not self._in_tasks[request.session_id]:
             del self._in_tasks[request.session_id]
         response = self._refuse(request, asyncio.CancelledError()) if task.cancelled() else task.result()
-        self._answered(pb.StreamStepsResponse(responses=[response]), 1)
+        self._answered(answer_of(response))
 
-    def _arrived(
-        self, handle: Handle, responses: pb.StreamStepsResponse, others: Sequence[pb.StepRequest], steps: int
-    ) -> None:
+    def _arrived(self, handle: Handle, answers: Sequence[Answer], others: Sequence[pb.StepRequest]) -> None:
         """Some steps without tasks are through."""
         if not len(handle):
             self._handles.discard(handle)
         for request in others:
             self._start_task(request)
-        if steps:
-            self._answered(responses, steps)
+        for answer in answers:
+            self._answered(answer)
 
     def _cancel(self, request_ids: Iterable[str]) -> None:
         handles = {name: handle for handle in self._handles for name in handle.names()}
@@ -282,30 +300,31 @@ class StepStream:
             elif handle is not None:
                 handle.cancel(request_id)
 
-    def _answered(self, responses: pb.StreamStepsResponse, steps: int) -> None:
-        """Has responses go out, in one message with those that wait: a message each takes ten times their size."""
-        size = responses.ByteSize()
-        self._done_bytes += size
-        if self._done and self._done[-1][1] + size <= _MESSAGE_BYTES:
-            message, its_size, its_steps = self._done.pop()
-            message.MergeFrom(responses)
-            responses, size, steps = message, its_size + size, its_steps + steps
-        self._done.append((responses, size, steps))
+    def _answered(self, answer: Answer) -> None:
+        """Has responses go out, in one message with those that wait: one each takes Python several times their size."""
+        data: bytes | bytearray
+        data, steps = answer
+        self._done_bytes += len(data)
+        if self._done and len(self._done[-1][0]) + len(data) <= _MESSAGE_BYTES:
+            before, its_steps = self._done.pop()
+            if isinstance(before, bytes):
+                before = bytearray(before)
+            before += data
+            data, steps = before, its_steps + steps
+        self._done.append((data, steps))
         self._wake()
         self._mind_room()
 
-    def _next_message(self) -> pb.StreamStepsResponse:
+    def _next_message(self) -> bytes:
         """Responses that are ready, as many as make a message."""
-        message, size, steps = self._done.popleft()
-        if size > _MESSAGE_BYTES and len(message.responses) + len(message.columns) > 1:
-            self._done.extendleft(reversed(_halves(message)))
-            return self._next_message()
-        self._done_bytes -= size
-        if not self._told:
-            message.takes_columns = self._told = True
+        message, steps = self._done.popleft()
+        self._done_bytes -= len(message)
         self._steps -= steps
         self._mind_room()
-        return message
+        if not self._told:
+            self._told = True
+            return bytes(message) + _TAKES_COLUMNS
+        return bytes(message)
 
     def _mind_room(self) -> None:
         full = self._done_bytes >= _UNTAKEN_BYTES or self._steps >= self._max_steps
@@ -330,14 +349,3 @@ def _of_different_sessions(requests: Sequence[pb.StepRequest]) -> Iterator[Seque
             seen.clear()
         seen.add(request.session_id)
     yield requests[begin:]
-
-
-def _halves(message: pb.StreamStepsResponse) -> list[tuple[pb.StreamStepsResponse, int, int]]:
-    """Two messages, each with about half of what is in this one."""
-    responses, columns = message.responses, message.columns
-    middle, other = (len(responses) + 1) // 2, len(columns) // 2
-    halves = [
-        pb.StreamStepsResponse(responses=responses[:middle], columns=columns[:other]),
-        pb.StreamStepsResponse(responses=responses[middle:], columns=columns[other:]),
-    ]
-    return [(half, half.ByteSize(), steps_in(half)) for half in halves]

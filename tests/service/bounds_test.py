@@ -37,7 +37,7 @@ def test_no_other_field_hides_the_steps_behind_it(filler):
 
 
 def test_what_is_parsed_is_what_the_parser_gives():
-    parse = bounded(pb.StreamStepsRequest.FromString, 100_000)
+    parse = bounded(pb.StreamStepsRequest.FromString, 100_000, 1 << 20)
     message = pb.StreamStepsRequest(requests=[step_request("s", random_inputs(5000), 0)] * 3)
     assert parse(message.SerializeToString()) == message
     assert isinstance(parse(b"\x0a\xff\xff\xff\x7f" + bytes(100_000)).error(), InvalidArgument)

@@ -10,6 +10,7 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service import codec
 from service.alike import parse_requests
+from service.answers import Answers
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.types import StepReply
 
@@ -213,5 +214,6 @@ def test_replies_are_rendered_as_one_by_one():
     (steps,), _ = parse_requests(requests, 1000)
     replies = [StepReply(n, np.full((n + 1, 2), n, np.float32)) for n in (2, 0)]
     message = pb.StreamStepsResponse()
-    steps.render(message, [2, 0], replies)
+    for answer in steps.render(Answers(), [2, 0], replies):
+        message.MergeFromString(answer.data)
     assert list(message.responses) == [codec.render_reply(requests[reply.position], reply) for reply in replies]

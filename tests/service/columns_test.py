@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.alike import parse_columns, parse_requests
-from service.columns import check_columns, check_count, names_of, part_of, request_of, requests_of, steps_in
+from service.answers import Answers
+from service.columns import check_columns, check_count, names_of, part_of, request_of, requests_of, steps_of
 from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 from service.types import StepReply
 from tests.service.refusals import reason_of
@@ -275,7 +276,7 @@ def test_columns_can_be_cut_up_and_hold_the_same_steps(columns, data):
         check_columns(part)
     assert [request for part in parts for request in requests_of(part)] == requests
     assert [request_of(columns, at) for at in range(len(requests))] == requests
-    assert steps_in(message_of(*parts)) == len(requests)
+    assert sum(map(steps_of, parts)) == len(requests)
     assert [(r.request_id, r.session_id) for r in names_of(columns)] == [(r.request_id, r.session_id) for r in requests]
 
 
@@ -300,8 +301,9 @@ def test_results_are_rendered_in_blocks_that_fit_a_message():
     names = [f"s{n}" for n in range(9)]
     (steps,), _ = parse_columns(columns_of(names, np.zeros((9, 1, 2))), names, 100)
     replies = [StepReply(n, np.full((100_000, 1), n, np.float32)) for n in range(7)]
-    message = pb.StreamStepsResponse()
-    steps.render(message, [0, 1, 2, 4, 5, 6, 8], replies)
+    answers = steps.render(Answers(), [0, 1, 2, 4, 5, 6, 8], replies)
+    assert [answer.steps for answer in answers] == [2, 2, 2, 1]
+    message = pb.StreamStepsResponse.FromString(b"".join(answer.data for answer in answers))
     assert [len(columns.request_ids) for columns in message.columns] == [2, 2, 2, 1]
     results, _, _ = results_of([message])
     assert list(results) == ["s0", "s1", "s2", "s4", "s5", "s6", "s8"]

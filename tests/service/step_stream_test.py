@@ -11,7 +11,7 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.errors import MessageTooLarge
 from service.identity import Principal, current, set_caller
-from service.step_stream import StepStream
+from service.step_stream import StepStream, answer_of
 
 
 class Client:
@@ -28,17 +28,27 @@ class Client:
             yield pb.StreamStepsRequest(requests=[pb.StepRequest(request_id=f"{number}-{part}") for part in "ab"])
 
 
+async def parsed(responses):
+    """A stream's messages, of its bytes."""
+    try:
+        async for data in responses:
+            yield pb.StreamStepsResponse.FromString(data)
+    finally:
+        await responses.aclose()
+
+
 def stream_of(client, *, max_steps=1000, output_bytes=0, check=lambda message: None):
     async def answer(request):
         return pb.StepResponse(request_id=request.request_id, outputs=tensor_pb2.Tensor(content=bytes(output_bytes)))
 
-    return StepStream(
+    stream = StepStream(
         answer=answer,
         refuse=lambda request, error: pb.StepResponse(request_id=request.request_id),
         check=check,
         max_steps=max_steps,
         drained=asyncio.Event(),
-    ).run(client.messages())
+    )
+    return parsed(stream.run(client.messages()))
 
 
 def refuse_all(message):
@@ -108,14 +118,15 @@ async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
         await settled()
         hold.set()
 
-    run = StepStream(
+    stream = StepStream(
         answer=answer,
         refuse=lambda request, error: pb.StepResponse(),
         check=lambda message: None,
         max_steps=10,
         drained=asyncio.Event(),
         begin=begin,
-    ).run(messages())
+    )
+    run = parsed(stream.run(messages()))
     assert sorted([r.request_id async for message in run for r in message.responses]) == ["a1", "a2", "b1"]
     assert begun == ["a1", "b1"]  # the second of its session was not even asked for
     assert sorted(answered) == ["a1", "a2", "b1"]
@@ -140,13 +151,14 @@ async def test_few_steps_of_a_session_have_tasks_while_its_first_is_held(form):
             columns = pb.StepColumns(request_ids=names, session_ids=["s"] * 1000, positions=[0] * 1000, inputs=inputs)
             yield pb.StreamStepsRequest(columns=[columns])
 
-    run = StepStream(
+    stream = StepStream(
         answer=answer,
         refuse=None,
         check=lambda message: None,
         max_steps=2000,
         drained=asyncio.Event(),
-    ).run(messages())
+    )
+    run = parsed(stream.run(messages()))
     reading = asyncio.ensure_future(anext(run))
     await settled()
     assert 1 < len(begun) <= 100
@@ -178,8 +190,8 @@ class Handle:
 
     def end(self, names, *, tasks=()):
         gone = {name: self.open.pop(name) for name in (*names, *tasks)}
-        responses = pb.StreamStepsResponse(responses=[pb.StepResponse(request_id=name) for name in names])
-        self._arrived(self, responses, [gone[name] for name in tasks], len(responses.responses))
+        answer = answer_of(*(pb.StepResponse(request_id=name) for name in names))
+        self._arrived(self, [answer], [gone[name] for name in tasks])
 
 
 def stream_with(handles, messages, *, max_steps=10, in_tasks=None):
@@ -192,14 +204,15 @@ def stream_with(handles, messages, *, max_steps=10, in_tasks=None):
         handles.append(Handle(requests, arrived))
         return handles[-1:], ()
 
-    return StepStream(
+    stream = StepStream(
         answer=answer,
         refuse=lambda request, error: pb.StepResponse(request_id=request.request_id),
         check=lambda message: None,
         max_steps=max_steps,
         drained=asyncio.Event(),
         begin=begin,
-    ).run(messages)
+    )
+    return parsed(stream.run(messages))
 
 
 def requests_of(*names):
@@ -276,8 +289,8 @@ async def test_responses_that_are_too_many_for_a_message_are_sent_in_several():
             for name in names:
                 del self.open[name]
             outputs = tensor_pb2.Tensor(content=bytes(size))
-            responses = [pb.StepResponse(request_id=name, outputs=outputs) for name in names]
-            self._arrived(self, pb.StreamStepsResponse(responses=responses), (), len(responses))
+            answers = [answer_of(pb.StepResponse(request_id=name, outputs=outputs)) for name in names]
+            self._arrived(self, answers, ())
 
     def begin(requests, arrived):
         handles.append(Large(requests, arrived))
@@ -288,9 +301,10 @@ async def test_responses_that_are_too_many_for_a_message_are_sent_in_several():
         await settled()
         handles[0].end(handles[0].names())
 
-    run = StepStream(
+    stream = StepStream(
         answer=None, refuse=None, check=lambda message: None, max_steps=100, drained=asyncio.Event(), begin=begin
-    ).run(messages())
+    )
+    run = parsed(stream.run(messages()))
     came = [message async for message in run]
     assert [r.request_id for message in came for r in message.responses] == list("abcdefghijklmnopq")
     assert all(message.ByteSize() <= 2 * 1024 * 1024 for message in came)
@@ -325,16 +339,17 @@ async def test_a_step_that_is_left_to_a_task_runs_as_its_own_stream_s_caller():
         await settled()
         (requests, arrived), elsewhere = left[0], contextvars.Context()
         elsewhere.run(set_caller, lambda: Principal(name="other"))
-        elsewhere.run(arrived, handle, pb.StreamStepsResponse(), requests, 0)
+        elsewhere.run(arrived, handle, (), requests)
 
     set_caller(lambda: Principal(name="own"))
-    run = StepStream(
+    stream = StepStream(
         answer=answer,
         refuse=None,
         check=lambda message: None,
         max_steps=10,
         drained=asyncio.Event(),
         begin=begin,
-    ).run(messages())
+    )
+    run = parsed(stream.run(messages()))
     answered = [response.request_id async for message in run for response in message.responses]
     assert (answered, callers) == (["1"], ["own"])
