@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 
 places = st.integers(0, 1)
 places_of_both = (0, 1)
+# A step goes by itself only where its gateway has the session at hand: it is drawn more often, to get there as often.
+ways = st.sampled_from([Way.LONG, Way.EXPRESS, Way.SINGLE, Way.SINGLE, Way.SINGLE])
 picks = st.integers(0, 10_000)
 _prefixes = itertools.count()
 
@@ -101,7 +103,7 @@ class Protocol(RuleBasedStateMachine):
     def make_store(self):
         return self.backend.make_store()
 
-    @rule(who=places, gateway=places, gates=st.integers(0, 5), way=st.sampled_from(Way))
+    @rule(who=places, gateway=places, gates=st.integers(0, 5), way=ways)
     def send(self, who, gateway, gates, way):
         """A client sends the chunk that is next, or sends it again; it gets as far as it may."""
         client, gateway = self.world.clients[who], self.world.gateways[gateway]
@@ -134,7 +136,7 @@ class Protocol(RuleBasedStateMachine):
                 self.open(next(iter(self.world.gates), None))
 
     @precondition(lambda self: not self.world.gates)
-    @rule(who=places, way=st.sampled_from(Way))
+    @rule(who=places, way=ways)
     def race(self, who, way):
         """The same chunk on both gateways at once, up to their commits."""
         for place in places_of_both:
@@ -346,7 +348,7 @@ def _check(new_backend, examples, **more):
         "late": examples // 20,
         "replay": examples // 20,
         "express": examples // 2,
-        "single": examples // 2,
+        "single": examples // 8,
         "together": examples // 40,
         **more,
     }
@@ -409,6 +411,17 @@ async def through(world, gateway, number):
 async def finish(world, attempt, held=frozenset()):
     await world.settle()
     while not attempt.task.done():
-        next(gate for gate in world.gates if gate not in held).go_on.set_result(None)
+        free = [gate for gate in world.gates if gate not in held]
+        assert free, f"it waits for nothing that a gate holds: {waiting_in(attempt.task)}"
+        free[0].go_on.set_result(None)
         await world.settle()
     return attempt.task.result()
+
+
+def waiting_in(task):
+    """Where a task stands: its coroutines, and what the innermost waits for."""
+    there, found = task.get_coro(), []
+    while hasattr(there, "cr_frame"):
+        found.append(f"{there.__qualname__}:{there.cr_frame and there.cr_frame.f_lineno}")
+        there = there.cr_await
+    return [*found, there]
