@@ -284,7 +284,8 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             applied, replies = self._sort_out(alike, steps, places, came, refusals, again)
         answers = alike.render(self._answers, applied, replies)
         if refusals:
-            answers = (answer_of(*refusals), *answers)
+            # Each by itself: however many there are, the stream makes messages of a limited size of them.
+            answers = [*map(answer_of, refusals), *answers]
         if self._requests.on:
             for place in applied:
                 if self._requests.wanted():

@@ -1,6 +1,7 @@
 """The public API over a real socket: what works."""
 
 import asyncio
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -9,7 +10,14 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
+from service.alike import parse_requests
+from service.errors import DeadlineExceeded
+from service.logs import RequestLog
+from service.observing import SILENT
+from service.seal import Sealer
+from service.servicer import Limits, SequenceServicer
 from tests.service.bad_requests_test import MIB
+from tests.service.benches import Bench
 from tests.service.refusals import reason_of, refused
 from tests.service.support import (
     NumpyExecutor,
@@ -170,3 +178,20 @@ async def test_draining_finishes_what_is_under_way_refuses_what_is_new_and_ends_
         assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
         assert await draining
         assert running.executor.closed
+
+
+async def test_refusals_of_a_whole_message_at_once_fit_messages_of_a_limited_size():
+    """As where thousands of steps run into their time limit together."""
+    requests = [step_request(f"s{number}", random_inputs(1), 0) for number in range(3000)]
+    (alike,), _ = parse_requests(requests, 1 << 20)
+    limits = Limits(
+        max_chunk_bytes=1 << 20, max_stream_steps=5000, step_timeout=1.0, session_ttl=1.0, max_session_ttl=1.0
+    )
+    answers, errors = [], [DeadlineExceeded("late " * 200)] * len(requests)
+    async with Bench() as bench:
+        servicer = SequenceServicer(bench.engine, limits, Sealer(bytes(32)), SILENT, RequestLog(0.0))
+        steps = SimpleNamespace(began=0.0)
+        servicer._ended(alike, lambda _, some, others: answers.extend(some), steps, range(len(requests)), errors)
+    assert sum(answer.steps for answer in answers) == len(requests)
+    assert sum(len(answer.data) for answer in answers) > 2 * 1024 * 1024
+    assert max(len(answer.data) for answer in answers) < 1024 * 1024
