@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.answers import Answers
 from service.codec import FLOAT32, LITTLE_FLOAT32, MAX_REQUEST_ID
-from service.columns import request_of, requests_of
+from service.columns import Columns
 from service.digests import Digests
 from service.sessions.cohort import Replies
 from service.step_stream import Answer
@@ -116,25 +116,18 @@ class ColumnSteps:
 
     __slots__ = ("_columns", "digests", "inputs", "limit", "names", "positions", "session_ids")
 
-    def __init__(
-        self,
-        columns: pb.StepColumns,
-        names: Sequence[str],
-        session_ids: Sequence[str],
-        limit: float | None,
-        inputs: FloatArray,
-    ) -> None:
+    def __init__(self, columns: Columns, limit: float | None, inputs: FloatArray) -> None:
         self._columns = columns
         self.limit = limit
-        self.names = names
-        self.session_ids = session_ids
-        self.positions: Sequence[int | None] = list(columns.positions)
+        self.names = columns.request_ids
+        self.session_ids = columns.session_ids
+        self.positions: Sequence[int | None] = columns.positions
         self.inputs = inputs
         self.digests = Digests(inputs)
 
     def request(self, place: int) -> pb.StepRequest:
         """See ``AlikeSteps``."""
-        return request_of(self._columns, place)
+        return self._columns.request(place)
 
     def render(self, answers: Answers, places: Sequence[int], replies: Sequence[StepReply]) -> Sequence[Answer]:
         """See ``AlikeSteps``."""
@@ -193,26 +186,24 @@ def parse_requests(requests: Sequence[pb.StepRequest], max_chunk_bytes: int) -> 
     return alike, others
 
 
-def parse_columns(columns: pb.StepColumns, session_ids: Sequence[str], max_chunk_bytes: int) -> Sorted:
-    """The steps of columns that fit each other (``columns.check_columns``), as they are; ``session_ids`` are theirs.
+def parse_columns(columns: Columns, max_chunk_bytes: int) -> Sorted:
+    """The steps of columns that fit each other (``Columns.check``), as they are.
 
     Returns:
         As ``parse_requests``; where it would refuse one of them, all are requests.
     """
-    tensor, ticks = columns.inputs, 0
-    if columns.HasField("timeout"):
-        ticks = _ticks(columns.timeout)
-    steps, time, width = tensor.shape
-    size = 4 * time * width
-    names = list(columns.request_ids)
-    longest = max(map(len, names))
-    if tensor.dtype != FLOAT32 or size > max_chunk_bytes or longest > MAX_REQUEST_ID or ticks < 0:
-        return (), requests_of(columns)
-    content = tensor.content
-    flat = np.frombuffer(content, LITTLE_FLOAT32)
-    if not _all_finite(flat):
-        return (), requests_of(columns)
-    return (ColumnSteps(columns, names, session_ids, _seconds(ticks), flat.reshape(steps, time, width)),), ()
+    ticks = 0 if columns.timeout is None else _ticks(columns.timeout)
+    _, time, width = columns.shape
+    longest = max(map(len, columns.request_ids))
+    if (
+        columns.dtype == FLOAT32
+        and 4 * time * width <= max_chunk_bytes
+        and longest <= MAX_REQUEST_ID
+        and ticks >= 0
+        and _all_finite(flat := np.frombuffer(columns.content, LITTLE_FLOAT32))
+    ):
+        return (ColumnSteps(columns, _seconds(ticks), flat.reshape(columns.shape)),), ()
+    return (), columns.requests()
 
 
 def _in_a_block(steps: int, size: int) -> int:

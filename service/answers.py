@@ -47,7 +47,7 @@ class Answers:
         results.request_ids[:] = request_ids
         results.positions[:] = replies.positions
         results.outputs.shape[:] = replies.outputs.shape
-        results.outputs.content = _content(replies.outputs)
+        results.outputs.content = _content(replies.outputs) if replies.content is None else replies.content
         data = self._columns.SerializeToString()
         self._written(len(data))
         return Answer(data, len(request_ids))

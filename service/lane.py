@@ -288,7 +288,9 @@ class Lane:
             items = self._form_long(expected) if long else self._form_short()
         if items:
             now = self._timer()
-            waits = [now - item.since for item in items for _ in item.rows]
+            waits: list[float] = []
+            for item in items:
+                waits += [now - item.since] * item.size
             self._observer.batch_formed(self._version.key, waits)
         return items, long
 
@@ -353,7 +355,7 @@ class Lane:
         """
         used = _rows(items)
         rows, steps = self._executor.bucket(used, max(item.turn for item in items))
-        origins = tuple(item.origin for item in items for _ in item.rows)
+        origins = tuple(itertools.chain.from_iterable([(item.origin,) * item.size for item in items]))
         first = items[0]
         if first.native is not None and first.size == rows and not isinstance(first.states, list):
             batch = batch_of(first.states, first.native, steps, self._version.input_dim, origins)

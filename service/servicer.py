@@ -22,7 +22,7 @@ from service.answers import Answers
 from service.arenas import Arena
 from service.bounds import check_bounds
 from service.catalog import not_served
-from service.columns import requests_of
+from service.columns import Columns
 from service.engine import Engine
 from service.errors import ServiceError
 from service.express import Came, Express, ExpressSteps
@@ -225,12 +225,12 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             answer = answer_of(self._refusal(request, came, step.began))
         arrived(step, (answer,), ())
 
-    def _begin_columns(self, columns: pb.StepColumns, session_ids: Sequence[str], arrived: Arrived) -> Begun:
+    def _begin_columns(self, columns: Columns, arrived: Arrived) -> Begun:
         """Likewise those that came as columns."""
         way = self._express_way()
         if way is None:
-            return (), requests_of(columns)
-        return self._begin_alike(*way, *parse_columns(columns, session_ids, self._limits.max_chunk_bytes), arrived)
+            return (), columns.requests()
+        return self._begin_alike(*way, *parse_columns(columns, self._limits.max_chunk_bytes), arrived)
 
     def _express_way(self) -> tuple[Express, Principal] | None:
         """What takes steps without tasks, and who asks; None where each step has to go by itself."""

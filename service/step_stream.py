@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.bounds import MAX_MESSAGE_STEPS
-from service.columns import check_columns, check_count, lone_request, names_of, part_of, requests_of, steps_of
+from service.columns import Columns, check_count, lone_request
 from service.errors import Draining, ServiceError
 
 # Says in a message that steps may come as columns.
@@ -62,16 +62,15 @@ Arrived: TypeAlias = Callable[[Handle, Sequence[Answer], Sequence[pb.StepRequest
 # Begins what it can without tasks; returns handles, and the requests that need a task.
 Begun: TypeAlias = tuple[Sequence[Handle], Sequence[pb.StepRequest]]
 Begin: TypeAlias = Callable[[Sequence[pb.StepRequest], Arrived], Begun]
-# With the ids of the sessions besides.
-BeginColumns: TypeAlias = Callable[[pb.StepColumns, Sequence[str], Arrived], Begun]
+BeginColumns: TypeAlias = Callable[[Columns, Arrived], Begun]
 
 
 def _begin_nothing(requests: Sequence[pb.StepRequest], arrived: Arrived) -> Begun:
     return (), requests
 
 
-def _begin_no_columns(columns: pb.StepColumns, session_ids: Sequence[str], arrived: Arrived) -> Begun:
-    return (), requests_of(columns)
+def _begin_no_columns(columns: Columns, arrived: Arrived) -> Begun:
+    return (), columns.requests()
 
 
 class StepStream:
@@ -185,7 +184,7 @@ class StepStream:
         if requests := message.requests:
             await self._take(list(requests), refused)
         for columns in message.columns:
-            await self._take_columns(columns, refused)
+            await self._take_columns(Columns.of(columns), refused)
         if message.cancel and not refused:
             self._cancel(message.cancel)
 
@@ -201,22 +200,21 @@ class StepStream:
                 await self._start_all(requests[at:end])
             at = end
 
-    async def _take_columns(self, columns: pb.StepColumns, refused: ServiceError | None) -> None:
-        steps = steps_of(columns)
+    async def _take_columns(self, columns: Columns, refused: ServiceError | None) -> None:
         if refused is None:
             try:
-                check_columns(columns)
+                columns.check()
             except ServiceError as error:
                 refused = error
         if refused is not None:
-            await self._take(names_of(columns), refused)
+            await self._take(columns.names(), refused)
             return
-        at = 0
+        at, steps = 0, columns.steps
         while at < steps:
             if self._full:
                 await self._room.wait()
             end = at + self._count_in(steps - at)
-            await self._start_columns(columns if end - at == steps else part_of(columns, at, end))
+            await self._start_columns(columns if end - at == steps else columns.part(at, end))
             at = end
 
     def _count_in(self, steps: int) -> int:
@@ -248,13 +246,12 @@ class StepStream:
         for request in behind:
             self._start_task(request)
 
-    async def _start_columns(self, columns: pb.StepColumns) -> None:
-        session_ids = list(columns.session_ids)
-        sessions = set(session_ids)
-        if len(sessions) == len(session_ids) and not (self._in_tasks and sessions & self._in_tasks.keys()):
-            self._note_begun(self._begin_columns(columns, session_ids, self._arrived))
+    async def _start_columns(self, columns: Columns) -> None:
+        sessions = set(columns.session_ids)
+        if len(sessions) == len(columns.session_ids) and not (self._in_tasks and sessions & self._in_tasks.keys()):
+            self._note_begun(self._begin_columns(columns, self._arrived))
             return
-        await self._start_all(requests_of(columns))
+        await self._start_all(columns.requests())
 
     def _note_begun(self, begun: Begun) -> None:
         handles, others = begun

@@ -17,6 +17,7 @@ from service.types import FloatArray, SessionKey, StepReply, VersionKey, tuple_o
 # The digests of a cohort's last steps are found when they are asked for where their inputs take little room beside the
 # states: a share of it.
 _INPUTS_SHARE = 0.25
+_LITTLE_FLOAT32 = np.dtype("<f4")
 # States of fewer bytes are copied all the same: among many small blocks the executor's leave holes that fit nothing
 # else, up to as much memory again. Large blocks do not.
 LEAST_KEPT_BYTES = 128 * 1024
@@ -28,13 +29,21 @@ class Replies(Sequence[StepReply]):
     Attributes:
         positions: Time steps consumed, of each.
         outputs: ``[steps, time, output_dim]``.
+        content: The bytes of ``outputs``, little-endian, where they are there anyway; else None.
     """
 
-    __slots__ = ("outputs", "positions")
+    __slots__ = ("content", "outputs", "positions")
 
-    def __init__(self, positions: Sequence[int], outputs: FloatArray) -> None:
+    def __init__(self, positions: Sequence[int], outputs: FloatArray, content: bytes | None = None) -> None:
         self.positions = positions
         self.outputs = outputs
+        self.content = content
+
+    @classmethod
+    def kept(cls, positions: Sequence[int], outputs: FloatArray) -> "Replies":
+        """With a copy of the outputs: the bytes that are sent, so that one copy is all that is made."""
+        content = outputs.astype(_LITTLE_FLOAT32, copy=False).tobytes()
+        return cls(positions, np.frombuffer(content, _LITTLE_FLOAT32).reshape(outputs.shape), content)
 
     @classmethod
     def of(cls, replies: Sequence[StepReply]) -> "Replies":
@@ -129,7 +138,7 @@ class Cohort(Sequence[Session]):
         self._members = members
         self.positions = [begin + time for begin in positions]
         self.states, self.native = _own(commits.states, commits.native)
-        self.replies = Replies(self.positions, commits.outputs.copy())
+        self.replies = Replies.kept(self.positions, commits.outputs)
         self._digests = commits.digests.kept(int(_INPUTS_SHARE * self.states.nbytes))
         self._tokens = draw_tokens(len(positions))
         self.last_used = now

@@ -14,7 +14,7 @@ from ntm_serving.v1 import sequence_service_pb2 as pb
 from ntm_serving.v1 import tensor_pb2
 from service.alike import parse_columns, parse_requests
 from service.answers import Answers
-from service.columns import check_columns, check_count, names_of, part_of, request_of, requests_of, steps_of
+from service.columns import Columns, check_count
 from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 from service.types import StepReply
 from tests.service.refusals import reason_of
@@ -268,24 +268,26 @@ def any_columns(draw):
 
 @given(any_columns(), st.data())
 def test_columns_can_be_cut_up_and_hold_the_same_steps(columns, data):
-    check_columns(columns)
-    requests = requests_of(columns)
+    columns = Columns.of(columns)
+    columns.check()
+    requests = columns.requests()
     cuts = sorted(data.draw(st.sets(st.integers(1, len(requests)))) | {0, len(requests)})
-    parts = [part_of(columns, begin, end) for begin, end in itertools.pairwise(cuts)]
+    parts = [columns.part(begin, end) for begin, end in itertools.pairwise(cuts)]
     for part in parts:
-        check_columns(part)
-    assert [request for part in parts for request in requests_of(part)] == requests
-    assert [request_of(columns, at) for at in range(len(requests))] == requests
-    assert sum(map(steps_of, parts)) == len(requests)
-    assert [(r.request_id, r.session_id) for r in names_of(columns)] == [(r.request_id, r.session_id) for r in requests]
+        part.check()
+    assert [request for part in parts for request in part.requests()] == requests
+    assert [columns.request(at) for at in range(len(requests))] == requests
+    assert sum(part.steps for part in parts) == len(requests)
+    assert [(r.request_id, r.session_id) for r in columns.names()] == [(r.request_id, r.session_id) for r in requests]
 
 
 @given(any_columns())
 def test_columns_are_read_as_their_requests_are(columns):
-    alike, others = parse_columns(columns, list(columns.session_ids), 20)
-    single, refused = parse_requests(requests_of(columns), 20)
+    columns = Columns.of(columns)
+    alike, others = parse_columns(columns, 20)
+    single, refused = parse_requests(columns.requests(), 20)
     if refused:
-        assert (alike, list(others)) == ((), requests_of(columns))
+        assert (alike, list(others)) == ((), columns.requests())
         return
     assert not others
     (steps,), (expected,) = alike, single
@@ -294,12 +296,12 @@ def test_columns_are_read_as_their_requests_are(columns):
     )
     assert (list(steps.positions), list(steps.digests)) == (expected.positions, list(expected.digests))
     np.testing.assert_array_equal(steps.inputs, expected.inputs)
-    assert [steps.request(place) for place in range(len(steps.names))] == requests_of(columns)
+    assert [steps.request(place) for place in range(len(steps.names))] == columns.requests()
 
 
 def test_results_are_rendered_in_blocks_that_fit_a_message():
     names = [f"s{n}" for n in range(9)]
-    (steps,), _ = parse_columns(columns_of(names, np.zeros((9, 1, 2))), names, 100)
+    (steps,), _ = parse_columns(Columns.of(columns_of(names, np.zeros((9, 1, 2)))), 100)
     replies = [StepReply(n, np.full((100_000, 1), n, np.float32)) for n in range(7)]
     answers = steps.render(Answers(), [0, 1, 2, 4, 5, 6, 8], replies)
     assert [answer.steps for answer in answers] == [2, 2, 2, 1]
@@ -319,7 +321,7 @@ def test_counts_and_shapes_are_checked():
     with pytest.raises(InvalidArgument, match="no step"):
         check_count(message_of(pb.StepColumns()), 2)
     with pytest.raises(InvalidTensor, match="expected \\[2, time, input_dim\\]"):
-        check_columns(columns_of(["a", "b"], np.zeros((1, 1, 2))))
+        Columns.of(columns_of(["a", "b"], np.zeros((1, 1, 2)))).check()
 
 
 async def test_columns_race_with_requests_for_a_session_and_each_step_is_applied_once():

@@ -14,7 +14,7 @@ from service.client.blocks import Block
 from service.client.pipeline import Pipeline
 from service.client.retry import RetryPolicy
 from service.client.steps import Line, Step
-from service.columns import requests_of
+from service.columns import Columns
 
 FOREVER = 1e6
 
@@ -96,7 +96,7 @@ def in_columns(responses):
 
 def requests_in(message):
     """All that a message asks for, whichever way."""
-    return [*message.requests, *(request for columns in message.columns for request in requests_of(columns))]
+    return [*message.requests, *(request for columns in message.columns for request in Columns.of(columns).requests())]
 
 
 class Bench:
