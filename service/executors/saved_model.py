@@ -1,6 +1,8 @@
 """One version of a sequence model (docs/contract.md) in this process: loaded, checked, compiled and run."""
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -36,8 +38,13 @@ def import_tensorflow() -> ModuleType:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # With oneDNN's operations TensorFlow 2.21 corrupts its heap now and then (docs/design.md, "oneDNN is off").
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    first = "tensorflow" not in sys.modules
     import tensorflow as tf
 
+    if first:
+        # Its import makes some 280,000 objects that stay. Looking through them for cycles stops everything, each time,
+        # for a tenth of a second and more.
+        gc.freeze()
     tf.get_logger().setLevel("ERROR")
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)
