@@ -45,11 +45,11 @@ class Turns:
     def release(self, keys: Sequence[SessionKey]) -> None:
         """Hands each turn to the first of those who wait for it."""
         waiting = self._waiting
-        if any(map(waiting.get, keys)):
-            for key in keys:
+        for key in keys:
+            if waiting[key] is None:
+                del waiting[key]
+            else:
                 _release(waiting, key)
-        else:  # nobody waits for any of them
-            deque(map(waiting.__delitem__, keys), maxlen=0)
 
 
 class _Turn:
