@@ -16,7 +16,7 @@ from service.columns import Columns
 from service.digests import Digests
 from service.sessions.cohort import Replies
 from service.step_stream import Answer
-from service.types import FloatArray, StepReply, take
+from service.types import FloatArray, StepReply, all_finite, take
 
 # Steps whose time limits differ by less than a tick may share one.
 _TICKS_A_SECOND = 100
@@ -98,7 +98,7 @@ class RequestSteps:
         flat = np.frombuffer(self.contents[0] if len(self.contents) == 1 else b"".join(self.contents), LITTLE_FLOAT32)
         self.inputs = inputs = flat.reshape(-1, time, width)
         self.digests = Digests(inputs)
-        if _all_finite(flat):
+        if all_finite(flat):
             return ()
         good = [at for at in range(len(inputs)) if np.isfinite(inputs[at]).all()]
         refused = [request for at, request in enumerate(self.requests) if not np.isfinite(inputs[at]).all()]
@@ -200,7 +200,7 @@ def parse_columns(columns: Columns, max_chunk_bytes: int) -> Sorted:
         and 4 * time * width <= max_chunk_bytes
         and longest <= MAX_REQUEST_ID
         and ticks >= 0
-        and _all_finite(flat := np.frombuffer(columns.content, LITTLE_FLOAT32))
+        and all_finite(flat := np.frombuffer(columns.content, LITTLE_FLOAT32))
     ):
         return (ColumnSteps(columns, _seconds(ticks), flat.reshape(columns.shape)),), ()
     return (), columns.requests()
@@ -209,11 +209,6 @@ def parse_columns(columns: Columns, max_chunk_bytes: int) -> Sorted:
 def _in_a_block(steps: int, size: int) -> int:
     """How many of so many steps a block of results holds, where all have so many bytes together; at least one."""
     return max(1, _BLOCK_BYTES * steps // max(1, size))
-
-
-def _all_finite(flat: FloatArray) -> bool:
-    # Bytes are searched faster than `all` is called, and chunks are small.
-    return 0 not in np.isfinite(flat).tobytes()
 
 
 def _ticks(limit: Duration) -> int:
