@@ -2,11 +2,11 @@
 
 ``python benchmarks/load.py MODE TARGET --sessions 64 --steps 1 --seconds 5``
 
-Modes: ``coalesced``, the Python client, in rounds of all its sessions (``--groups`` threads, each with its share);
-``stream``, a connection and a stream for each session, a step a message; ``unary``, likewise with a call for each step;
-``predict``, ``Predict`` of one session on a TensorFlow Serving, with no gateway between; ``open``, Poisson arrivals of
-``--rate`` requests a second over all sessions, through the asyncio client. Closed loops but for the last, whose latency
-counts from when a request was due.
+Modes: ``coalesced``, the blocking client, in rounds of all its sessions (``--groups`` threads, each with its share);
+``asyncio``, likewise the asyncio client (``--groups`` tasks); ``stream``, a connection and a stream for each session, a
+step a message; ``unary``, likewise with a call for each step; ``predict``, ``Predict`` of one session on a TensorFlow
+Serving, with no gateway between; ``open``, Poisson arrivals of ``--rate`` requests a second over all sessions, through
+the asyncio client. Closed loops but for the last, whose latency counts from when a request was due.
 """
 
 import argparse
@@ -94,6 +94,20 @@ def coalesced(options, inputs, watch):
             thread.join()
 
 
+async def asyncio_client(options, inputs, watch):
+    async with AsyncSequenceClient(options.target) as client:
+        sessions = [await client.create_session(options.model) for _ in range(options.sessions)]
+
+        async def rounds(mine):
+            work = [(session, inputs) for session in mine]
+            while watch.running():
+                started = time.perf_counter()
+                await client.step_many(work, timeout=60)
+                watch.saw(started, len(mine))
+
+        await asyncio.gather(*(rounds(sessions[g :: options.groups]) for g in range(options.groups)))
+
+
 async def connection(options, inputs, watch):
     """One session over a channel of its own."""
     channel = grpc.aio.insecure_channel(options.target, [("grpc.use_local_subchannel_pool", 1)])
@@ -178,13 +192,13 @@ async def open_loop(options, inputs, watch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", choices=["coalesced", "stream", "unary", "predict", "open"])
+    parser.add_argument("mode", choices=["coalesced", "asyncio", "stream", "unary", "predict", "open"])
     parser.add_argument("target")
     parser.add_argument("--model", default="ntm")
     parser.add_argument("--sessions", type=int, default=64)
     parser.add_argument("--steps", type=int, default=1, help="time steps of a request")
     parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--groups", type=int, default=1, help="threads of mode coalesced")
+    parser.add_argument("--groups", type=int, default=1, help="threads of mode coalesced, tasks of asyncio")
     parser.add_argument("--rate", type=float, default=1000.0, help="requests a second of mode open")
     options = parser.parse_args()
     inputs = np.random.default_rng(0).random((options.steps, 10), np.float32)
@@ -193,7 +207,7 @@ def main():
     if options.mode == "coalesced":
         coalesced(options, inputs, watch)
     else:
-        run = {"open": open_loop, "predict": predict}.get(options.mode, connections)
+        run = {"asyncio": asyncio_client, "open": open_loop, "predict": predict}.get(options.mode, connections)
         refused = uvloop.run(run(options, inputs, watch))
     print(json.dumps({**vars(options), **watch.report(options.steps), "not_sent": refused or 0}))
 

@@ -24,7 +24,13 @@ def of(results):
     return [
         _least("256 sessions x 16 steps, over the bare executor at its best", over("full", "best"), 0.85),
         _most("its gateway CPU over its executor CPU", share, 0.20),
+        _least("256 sessions x 16 steps of an asyncio client, likewise", over("full_asyncio", "best"), 0.85),
         _least("64 sessions x 1 step, over NumPy", over("single", "numpy"), 14_000 / NUMPY_REFERENCE),
+        _least(
+            "64 sessions x 1 step of an asyncio client, likewise",
+            over("single_asyncio", "numpy"),
+            14_000 / NUMPY_REFERENCE,
+        ),
         _least("64 connections x 1 step, over NumPy", over("streams", "numpy"), 3_900 / NUMPY_REFERENCE),
         _most("1 session x 1 step, p50 beyond bare call and bare echo, ms", beyond, 0.25),
         _least("64 sessions x 1 step, over the same with batches of one", over("single", "batch_1"), 8),

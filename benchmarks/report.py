@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serving.json"
 README = ROOT / "README.md"
+MODES = {"coalesced": "coalesced, blocking client", "asyncio": "coalesced, asyncio client"}
 BEGIN, END = "<!-- benchmarks/report.py writes this -->", "<!-- to here -->"
 
 
@@ -50,7 +51,8 @@ def _median(results, name):
 
 def _row(case):
     cpu = ", ".join(f"{case[part + '_cpu_us']:.0f}" for part in ("client", "gateway", "executor"))
-    sessions = f"{case['mode']}, {case['sessions']} session{'s' if case['sessions'] > 1 else ''}"
+    mode = MODES.get(case["mode"], case["mode"])
+    sessions = f"{mode}, {case['sessions']} session{'s' if case['sessions'] > 1 else ''}"
     return (
         f"| {sessions} | {case['steps']} | {case['steps_per_s']:,.0f} | {case['p50_ms']:.2f} | {case['p99_ms']:.2f} "
         f"| {cpu} |"

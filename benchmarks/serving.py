@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 ONE_CORE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 SESSIONS = (1, 8, 64, 256)
 RATES = (1000, 3000, 6000, 10_000)
-# Threads of the coalescing client: one makes its message while the others' steps run.
+# Threads, or tasks, of a coalescing client: one makes its message while the others' steps run.
 GROUPS = {1: 1, 8: 1, 64: 2, 256: 4}
 # Batch and time steps of a bare executor's call.
 SHAPES = ((1, 1), (8, 1), (64, 1), (16, 16), (32, 16), (64, 16), (128, 16), (256, 16))
@@ -119,6 +119,7 @@ def turn(seconds, bare, best, yardstick, echo, gateway, one):
     measured = {
         "numpy": float(script("numpy_yardstick", seconds / 2, environment=ONE_CORE)),
         "single": load(gateway, "coalesced", 64, 1, seconds, *groups[64]),
+        "single_asyncio": load(gateway, "asyncio", 64, 1, seconds, *groups[64]),
         "batch_1": load(one, "coalesced", 64, 1, seconds, *groups[64]),
         "streams": load(gateway, "stream", 64, 1, seconds),
         "echo": load(echo, "stream", 1, 1, seconds / 2),
@@ -126,6 +127,7 @@ def turn(seconds, bare, best, yardstick, echo, gateway, one):
         "alone": bare.measure(1, 1, seconds / 2),
         "best": bare.measure(best["batch"], best["steps"], seconds / 2, xla=best["xla"]),
         "full": load(gateway, "coalesced", 256, 16, seconds, *groups[256]),
+        "full_asyncio": load(gateway, "asyncio", 256, 16, seconds, *groups[256]),
         "together": bare.measure(64, 16, seconds / 2),
         "cpp": cpp.measure(yardstick, batch=64, steps=16, seconds=seconds / 2, threads=2),
     }
@@ -144,9 +146,9 @@ def grid(gateway, seconds):
     print(f"\n{'gateway':26}{'steps':>6}{'steps/s':>11}{'p50 ms':>9}{'p90':>8}{'p99':>8}   CPU us a request")
     cases = []
     for steps in (1, 16):
-        for mode in ("coalesced", "stream", "unary"):
+        for mode in ("coalesced", "asyncio", "stream", "unary"):
             for sessions in SESSIONS:
-                more = ("--groups", GROUPS[sessions]) if mode == "coalesced" else ()
+                more = ("--groups", GROUPS[sessions]) if mode in ("coalesced", "asyncio") else ()
                 cases.append(shown(load(gateway, mode, sessions, steps, seconds, *more)))
     opened = (load(gateway, "open", 256, 1, seconds, "--rate", rate) for rate in RATES)
     return [*cases, *map(shown, opened)]

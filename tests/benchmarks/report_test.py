@@ -30,6 +30,7 @@ def turn(number):
         "numpy": 33_000.0,
         "cpp": 100_000.0,
         "single": case("coalesced", 64, 1, 14_000.0 * number),
+        "single_asyncio": case("asyncio", 64, 1, 13_500.0 * number),
         "batch_1": case("coalesced", 64, 1, 1_000.0),
         "streams": case("stream", 64, 1, 3_900.0 * number),
         "echo": {"p50_ms": 0.1},
@@ -37,6 +38,7 @@ def turn(number):
         "alone": {"ms": 0.3},
         "best": {"steps_per_s": 100_000.0},
         "full": case("coalesced", 256, 16, 40_000.0 * number),
+        "full_asyncio": case("asyncio", 256, 16, 44_000.0 * number),
         "together": {"steps_per_s": 60_000.0},
     }
 
@@ -63,7 +65,9 @@ def test_ratios_are_medians_over_turns_and_know_their_aims(results):
     expected = [
         (0.8, False),  # over the bare executor
         (1.0, False),  # gateway over executor
+        (0.88, True),  # the asyncio client over the bare executor
         (28_000 / 33_000, True),  # coalesced, over NumPy
+        (27_000 / 33_000, True),  # of the asyncio client
         (7_800 / 33_000, True),  # a stream each, over NumPy
         (0.1, True),  # beyond bare call and echo
         (28.0, True),  # over batches of one
@@ -77,7 +81,7 @@ def test_ratios_are_medians_over_turns_and_know_their_aims(results):
 
 def test_a_changed_figure_changes_the_section(results):
     before = report.section(results)
-    assert "| coalesced, 1 session | 1 | 500 |" in before
+    assert "| coalesced, blocking client, 1 session | 1 | 500 |" in before
     assert "| 1,000 offered a second | 900 |" in before
     results["ratios"][0]["value"] = 0.91
     after = report.section(results)
