@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
-from google.protobuf.duration_pb2 import Duration
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.answers import Answers
@@ -160,7 +159,7 @@ def parse_requests(requests: Sequence[pb.StepRequest], max_chunk_bytes: int) -> 
         tensor, name, ticks = request.inputs, request.request_id, 0
         content, sizes = tensor.content, tensor.shape
         if request.HasField("timeout"):
-            ticks = _ticks(request.timeout)
+            ticks = _ticks(request.timeout.seconds, request.timeout.nanos)
         if len(sizes) != 2 or tensor.dtype != FLOAT32 or len(name) > MAX_REQUEST_ID or ticks < 0:
             others.append(request)
             continue
@@ -192,7 +191,7 @@ def parse_columns(columns: Columns, max_chunk_bytes: int) -> Sorted:
     Returns:
         As ``parse_requests``; where it would refuse one of them, all are requests.
     """
-    ticks = 0 if columns.timeout is None else _ticks(columns.timeout)
+    ticks = 0 if columns.timeout is None else _ticks(*columns.timeout)
     _, time, width = columns.shape
     longest = max(map(len, columns.request_ids))
     if (
@@ -211,10 +210,10 @@ def _in_a_block(steps: int, size: int) -> int:
     return max(1, _BLOCK_BYTES * steps // max(1, size))
 
 
-def _ticks(limit: Duration) -> int:
+def _ticks(seconds: int, nanos: int) -> int:
     """A time limit, rounded up; negative where it is none."""
-    ticks = limit.seconds * _TICKS_A_SECOND - (-limit.nanos * _TICKS_A_SECOND // 1_000_000_000)
-    return ticks if ticks > 0 and limit.nanos >= 0 else -1
+    ticks = seconds * _TICKS_A_SECOND - (-nanos * _TICKS_A_SECOND // 1_000_000_000)
+    return ticks if ticks > 0 and nanos >= 0 else -1
 
 
 def _seconds(ticks: int) -> float | None:

@@ -8,8 +8,6 @@ import itertools
 from collections.abc import Sequence, Sized
 from typing import NamedTuple
 
-from google.protobuf.duration_pb2 import Duration
-
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 
@@ -55,7 +53,8 @@ class Columns(NamedTuple):
         dtype: Of the inputs, as protobuf numbers it.
         shape: Of the inputs, as it came.
         content: Their bytes.
-        timeout: Of each step; None where they have none.
+        timeout: Of each step, seconds and nanoseconds; None where they have none. Not protobuf's own: that would keep
+            the whole message.
     """
 
     request_ids: list[str]
@@ -64,7 +63,7 @@ class Columns(NamedTuple):
     dtype: int
     shape: tuple[int, ...]
     content: bytes
-    timeout: Duration | None
+    timeout: tuple[int, int] | None
 
     @classmethod
     def of(cls, columns: pb.StepColumns) -> "Columns":
@@ -77,7 +76,7 @@ class Columns(NamedTuple):
             tensor.dtype,
             tuple(tensor.shape),
             tensor.content,
-            columns.timeout if columns.HasField("timeout") else None,
+            (columns.timeout.seconds, columns.timeout.nanos) if columns.HasField("timeout") else None,
         )
 
     @property
@@ -141,7 +140,8 @@ class Columns(NamedTuple):
         request.inputs.shape.extend(shape)
         request.inputs.content = self.content[at * each : (at + 1) * each]
         if self.timeout is not None:
-            request.timeout.CopyFrom(self.timeout)
+            request.timeout.SetInParent()
+            request.timeout.seconds, request.timeout.nanos = self.timeout
         return request
 
     def requests(self) -> Sequence[pb.StepRequest]:

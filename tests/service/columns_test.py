@@ -7,6 +7,7 @@ from collections import Counter
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -268,9 +269,12 @@ def any_columns(draw):
 
 @given(any_columns(), st.data())
 def test_columns_can_be_cut_up_and_hold_the_same_steps(columns, data):
-    columns = Columns.of(columns)
+    message, columns = columns, Columns.of(columns)
+    assert not any(isinstance(column, Message) for column in columns)  # which would keep all of the message
     columns.check()
     requests = columns.requests()
+    assert [request.HasField("timeout") for request in requests] == [message.HasField("timeout")] * len(requests)
+    assert all(request.timeout == message.timeout for request in requests)
     cuts = sorted(data.draw(st.sets(st.integers(1, len(requests)))) | {0, len(requests)})
     parts = [columns.part(begin, end) for begin, end in itertools.pairwise(cuts)]
     for part in parts:
