@@ -77,6 +77,7 @@ class Batcher:
         finally:
             if future.cancelled():
                 chunk.leave(0)
+            del future, chunk  # both hold the error that holds this frame
 
     def put(
         self,

@@ -262,14 +262,14 @@ MUTANTS = (
     Mutant(
         "columns: a step that goes by itself takes the inputs of the first",
         COLUMNS,
-        "tensor.content[at * each : (at + 1) * each]",
-        "tensor.content[:each]",
+        "self.content[at * each : (at + 1) * each]",
+        "self.content[:each]",
         "tests/service/columns_test.py::test_columns_are_read_as_their_requests_are",
     ),
     Mutant(
         "columns: two steps of one session in the same columns run side by side",
         "service/step_stream.py",
-        "if len(sessions) == len(session_ids) and not (",
+        "if len(sessions) == len(columns.session_ids) and not (",
         "if not (",
         "tests/service/columns_test.py::test_the_same_step_twice_among_columns_is_applied_once_and_answered_twice",
     ),
