@@ -186,3 +186,25 @@ class Chunk:
     def fail(self, error: Exception) -> None:
         """Tells why it could not be run."""
         self.outcome.set_exception(self.rows, error)
+
+
+def rows_of(items: Sequence[Chunk]) -> int:
+    """How many rows they have together."""
+    return sum([item.size for item in items])
+
+
+def halves_of(items: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
+    """Half of the rows of some chunks, and the other half."""
+    room = rows_of(items) // 2
+    first: list[Chunk] = []
+    second: list[Chunk] = []
+    for item in items:
+        if item.size <= room:
+            first.append(item)
+            room -= item.size
+            continue
+        if room:
+            first.append(item.split(room))
+            room = 0
+        second.append(item)
+    return first, second

@@ -9,6 +9,7 @@ from collections.abc import Sequence, Sized
 from typing import NamedTuple
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
+from ntm_serving.v1 import tensor_pb2
 from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 
 
@@ -60,7 +61,7 @@ class Columns(NamedTuple):
     request_ids: list[str]
     session_ids: list[str]
     positions: list[int]
-    dtype: int
+    dtype: "tensor_pb2.DataType.ValueType"
     shape: tuple[int, ...]
     content: bytes
     timeout: tuple[int, int] | None
@@ -136,7 +137,7 @@ class Columns(NamedTuple):
         request = pb.StepRequest(
             request_id=self.request_ids[at], session_id=self.session_ids[at], position=self.positions[at]
         )
-        request.inputs.dtype = self.dtype  # type: ignore[assignment] # any number that came
+        request.inputs.dtype = self.dtype
         request.inputs.shape.extend(shape)
         request.inputs.content = self.content[at * each : (at + 1) * each]
         if self.timeout is not None:

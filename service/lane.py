@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.chunk import Chunk
+from service.chunk import Chunk, halves_of, rows_of
 from service.durations import MeanDuration
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Eager, Executor
@@ -252,16 +252,16 @@ class Lane:
 
     def _hand_out(self, items: Sequence[Chunk], result: StepBatchResult | None, error: ServiceError | None) -> None:
         """Resolves the items that are through, queues the others again, and fails what has to fail."""
-        if isinstance(error, BadModelOutput) and _rows(items) > 1:
+        if isinstance(error, BadModelOutput) and rows_of(items) > 1:
             # One row fails, not its batch: the halves are run again, down to single rows.
-            self._halves.extend(_halves(items))
+            self._halves.extend(halves_of(items))
             self._go_soon()
             return
         if result is None:
             for item in items:
                 item.fail(error or AssertionError("no result and no error"))
             return
-        bad = _bad_rows(result, _rows(items))
+        bad = _bad_rows(result, rows_of(items))
         begin = 0
         for item in items:
             end = begin + item.size
@@ -346,14 +346,14 @@ class Lane:
     def _ran(self, items: Sequence[Chunk], batch: StepBatch, began: float, *, failed: bool) -> BatchRun:
         rows, steps, _ = batch.inputs.shape
         asked = sum(item.turn * item.size for item in items)
-        return BatchRun(self._version.key, _rows(items), asked, rows * steps, self._timer() - began, failed)
+        return BatchRun(self._version.key, rows_of(items), asked, rows * steps, self._timer() - began, failed)
 
     def _gather(self, items: Sequence[Chunk]) -> StepBatch:
         """Pads one slice of each item to the executor's bucket: one copy in for each row.
 
         None where the item is all there is, and its states are what the executor has answered before.
         """
-        used = _rows(items)
+        used = rows_of(items)
         rows, steps = self._executor.bucket(used, max(item.turn for item in items))
         origins = tuple(itertools.chain.from_iterable([(item.origin,) * item.size for item in items]))
         first = items[0]
@@ -375,27 +375,6 @@ class Lane:
             batch.reset[used:] = True
             batch.state[used:] = 0
         return batch
-
-
-def _rows(items: Sequence[Chunk]) -> int:
-    return sum([item.size for item in items])
-
-
-def _halves(items: Sequence[Chunk]) -> tuple[list[Chunk], list[Chunk]]:
-    """Half of the rows of some chunks, and the other half."""
-    room = _rows(items) // 2
-    first: list[Chunk] = []
-    second: list[Chunk] = []
-    for item in items:
-        if item.size <= room:
-            first.append(item)
-            room -= item.size
-            continue
-        if room:
-            first.append(item.split(room))
-            room = 0
-        second.append(item)
-    return first, second
 
 
 def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResult) -> None:
