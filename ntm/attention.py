@@ -88,9 +88,7 @@ def attend(tape, read_weightings, write_weightings, said):
             addressed, previous_up, more = _address_gradient(tape, previous, said, focus, weightings_up)
             told |= more
             parts = _parted(previous_up, read_weightings.shape[1])
-            # On JAX, Keras's tanh makes float32 of float64.
-            heard = (ops.cast(told[name], value.dtype) for name, value in zip(names, values, strict=True))
-            return (written + addressed, *parts, *heard)
+            return (written + addressed, *parts, *(told[name] for name in names))
 
         return (after, memory.read(after, reading), reading, writing), gradient
 

@@ -7,6 +7,7 @@ from keras import ops
 
 from ntm import addressing, attention, memory, parameters
 from ntm.controllers import Controller, StateComponent
+from ntm.float64 import dense, tanh
 
 # A first weighting is the softmax of logits that are this at slot 0 and zero elsewhere: with 128 slots it holds 96 %.
 FIRST_FOCUS = 8.0
@@ -102,15 +103,15 @@ class NTMCell(keras.layers.Layer):
         """The controller and, in the paper form, the two projections of what it says."""
         policy = self.dtype_policy
         if self.controller_units is not None:
-            self._dense = keras.layers.Dense(self.controller_units, "tanh", dtype=policy, name="controller")
+            self._dense = dense(self.controller_units, tanh, dtype=policy, name="controller")
         elif self.controller_model is None:
-            self._dense = keras.layers.Dense(self._spoken_width, dtype=policy, name="controller")
+            self._dense = dense(self._spoken_width, dtype=policy, name="controller")
         else:
             self._dense = None
         self.controller = Controller(self._dense if self.controller_model is None else self.controller_model)
         if self.project_controller:
-            self.parameter_projection = keras.layers.Dense(self.parameters_width, dtype=policy, name="parameters")
-            self.output_projection = keras.layers.Dense(self.output_dim, dtype=policy, name="output")
+            self.parameter_projection = dense(self.parameters_width, dtype=policy, name="parameters")
+            self.output_projection = dense(self.output_dim, dtype=policy, name="output")
 
     @property
     def parameters_width(self):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from ntm.float64 import tanh
+
 
 class Parameter(NamedTuple):
     """One row of the table: a parameter that each of ``heads`` heads takes ``size`` values of."""
@@ -21,7 +23,7 @@ class Parameter(NamedTuple):
 
 
 ACTIVATIONS = {
-    "tanh": keras.activations.tanh,
+    "tanh": tanh,
     "sigmoid": keras.activations.sigmoid,
     "softplus": keras.activations.softplus,
     "one_plus_softplus": lambda x: 1.0 + keras.activations.softplus(x),

@@ -50,7 +50,7 @@ def test_outputs_and_every_state_are_those_of_the_paper(read_heads, write_heads,
         weightings = np.concatenate([read_weightings[row].reshape(-1, slots), write_weightings[row].reshape(-1, slots)])
         ours = [outputs[row], memory[row].reshape(5, slots).T, reads[row].reshape(-1, 5), weightings]
         for mine, theirs in zip(ours, expected, strict=True):
-            np.testing.assert_allclose(mine, np.array(theirs), atol=1e-6 if mine.dtype == np.float64 else 1e-4, rtol=0)
+            np.testing.assert_allclose(mine, np.array(theirs), atol=1e-12 if mine.dtype == np.float64 else 1e-4, rtol=0)
         # A control: the memory has been written and the focus has moved, so the agreement says something.
         assert np.abs(ours[1]).max() > 0.1
         assert np.abs(np.diff(ours[0], axis=0)).max() > 0.01
