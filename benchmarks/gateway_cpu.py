@@ -23,6 +23,7 @@ from service.batcher import Batcher, BatchPolicy
 from service.engine import Engine
 from service.identity import ANONYMOUS, set_caller
 from service.logs import RequestLog
+from service.lone import StreamMessages
 from service.metrics import Metrics
 from service.seal import Sealer
 from service.servicer import Limits, SequenceServicer
@@ -122,6 +123,7 @@ class Client:
         self._names = [f"{number:016x}{session:016x}" for session in range(sessions)]
         self._asked = asyncio.Queue()
         self._responses = None
+        self._parse = StreamMessages().parse
         self._position, self._steps = 0, steps
         self._tensor = tensor_pb2.Tensor(
             dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=(steps, INPUT_DIM), content=bytes(4 * steps * INPUT_DIM)
@@ -164,7 +166,7 @@ class Client:
 
     async def run(self, messages):
         for message in messages:
-            self._asked.put_nowait(pb.StreamStepsRequest.FromString(message))
+            self._asked.put_nowait(self._parse(message))
             left = len(self._names)
             while left:
                 response = pb.StreamStepsResponse.FromString(await anext(self._responses))

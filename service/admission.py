@@ -29,7 +29,7 @@ class Admission:
         self._bytes = 0
         self._held: dict[str, _Held] = {}  # by callers who have steps under way
         self._draining = False
-        self._idle = asyncio.Event()
+        self._idle = asyncio.Event()  # while it is not set, somebody waits for it
         self._idle.set()
 
     @property
@@ -58,7 +58,8 @@ class Admission:
 
     def take(self, nbytes: int, caller: str, limit: int | None, steps: int = 1) -> None:
         """A permit's beginning, or that of so many steps at once, of ``nbytes`` together: all of them or none."""
-        self.check_open()
+        if self._draining:
+            self.check_open()
         held = self._held.get(caller)
         if self._steps + steps > self._common_steps or self._bytes + nbytes > self._common_bytes:
             self._check_room(nbytes, held or _NONE, steps)
@@ -71,7 +72,6 @@ class Admission:
         held.bytes += nbytes
         self._steps += steps
         self._bytes += nbytes
-        self._idle.clear()
 
     def give_back(self, nbytes: int, caller: str, steps: int = 1) -> None:
         """A permit's end, or that of some of the steps that were taken at once."""
@@ -81,7 +81,7 @@ class Admission:
         self._forget_idle(caller, held)
         self._steps -= steps
         self._bytes -= nbytes
-        if not self._steps:
+        if not (self._steps or self._idle.is_set()):
             self._idle.set()
 
     def drain(self) -> None:
@@ -90,7 +90,9 @@ class Admission:
 
     async def idle(self) -> None:
         """Returns once no step is under way."""
-        await self._idle.wait()
+        while self._steps:
+            self._idle.clear()
+            await self._idle.wait()
 
     def check_open(self) -> None:
         """Raises ``Draining`` where nothing new is taken."""

@@ -1,12 +1,13 @@
 """A chunk: the time steps of one session, or of several with as many each, on their way through the batcher."""
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from service.types import BoolArray, FloatArray
+from service.types import BoolArray, FloatArray, ModelVersion, StepBatch, batch_of, empty_batch, tuple_of
 
 if TYPE_CHECKING:
     from service.lane import Lane
@@ -55,6 +56,7 @@ class Chunk:
 
     __slots__ = (
         "_lane",
+        "_time",
         "caller",
         "deadline",
         "inputs",
@@ -86,7 +88,8 @@ class Chunk:
         self.inputs = inputs
         self.states: list[FloatArray | None] | FloatArray = states if isinstance(states, np.ndarray) else list(states)
         self.native = native
-        self.size = len(inputs)
+        self.size: int = len(inputs)
+        self._time: int = inputs.shape[1]
         self.rows: Sequence[int] = range(self.size)
         self.deadline = deadline
         self.outcome = outcome
@@ -100,7 +103,7 @@ class Chunk:
     @property
     def left(self) -> int:
         """Time steps that are still to run."""
-        return int(self.inputs.shape[1]) - self.taken
+        return self._time - self.taken
 
     def leave(self, row: int) -> None:
         """The caller gave this row up; it is among those ``gone`` of its outcome."""
@@ -154,10 +157,11 @@ class Chunk:
         if not isinstance(states, list):
             state[:] = states
             return
-        there = [one for one in states if one is not None]
-        if len(there) == len(states) > 1:
-            np.concatenate(there, out=state.reshape(-1))
-            return
+        if len(states) > 1:
+            there = [one for one in states if one is not None]
+            if len(there) == len(states):
+                np.concatenate(there, out=state.reshape(-1))
+                return
         for at, one in enumerate(states):
             if one is None:
                 reset[at], state[at] = True, 0
@@ -186,6 +190,76 @@ class Chunk:
     def fail(self, error: Exception) -> None:
         """Tells why it could not be run."""
         self.outcome.set_exception(self.rows, error)
+
+
+class Extent(NamedTuple):
+    """How much some chunks are that run together: ``rows`` of at most ``turn`` time steps, ``steps`` of them in all."""
+
+    rows: int
+    turn: int
+    steps: int
+
+
+def extent_of(items: Sequence[Chunk]) -> Extent:
+    """That of the turns of some chunks, of which there is one at the least."""
+    if len(items) == 1:
+        item = items[0]
+        return tuple_of(Extent, (item.size, item.turn, item.size * item.turn))
+    return Extent(rows_of(items), max([item.turn for item in items]), sum([item.turn * item.size for item in items]))
+
+
+def gather(items: Sequence[Chunk], bucket: tuple[int, int], version: ModelVersion) -> StepBatch:
+    """Pads the turns of some chunks to ``(rows, steps)``: one copy in for each row.
+
+    None where a chunk is all there is, and its states are what the executor has answered before.
+    """
+    rows, steps = bucket
+    first = items[0]
+    origins: tuple[object, ...] = ()
+    if first.origin is not None or len(items) > 1:
+        origins = tuple(itertools.chain.from_iterable([(item.origin,) * item.size for item in items]))
+    if first.native is not None and first.size == rows and not isinstance(first.states, list):
+        batch = batch_of(first.states, first.native, steps, version.input_dim, origins)
+        batch.lengths[:] = first.turn
+        first.gather_inputs(batch.inputs)
+        return batch
+    batch = empty_batch(rows, steps, version.input_dim, version.state_size, origins)
+    used = _gather_singles(items, batch) if len(items) > 1 else 0
+    if not used:
+        for item in items:
+            begin, used = used, used + item.size
+            batch.lengths[begin:used] = item.turn
+            item.gather_inputs(batch.inputs[begin:used])
+            item.gather_states(batch.state[begin:used], batch.reset[begin:used])
+    if used < rows:
+        # Padding rows step nothing; the initial state is one that every model can be relied on to handle.
+        batch.reset[used:] = True
+        batch.state[used:] = 0
+    return batch
+
+
+def _gather_singles(items: Sequence[Chunk], batch: StepBatch) -> int:
+    """Copies chunks of one row each, with a state and as many time steps, all of them at once.
+
+    That is what single steps of many connections are. Returns how many they are; 0 where one is not like that.
+    """
+    turn = items[0].turn
+    inputs: list[FloatArray] = []
+    states: list[FloatArray] = []
+    for item in items:
+        its_states = item.states
+        if item.size != 1 or item.inputs.shape[1] != turn or not isinstance(its_states, list):
+            return 0
+        state = its_states[0]
+        if state is None:
+            return 0
+        inputs.append(item.inputs)
+        states.append(state)
+    count = len(items)
+    np.concatenate(inputs, out=batch.inputs[:count, :turn])
+    np.concatenate(states, out=batch.state[:count].reshape(-1))
+    batch.lengths[:count] = turn
+    return count
 
 
 def rows_of(items: Sequence[Chunk]) -> int:

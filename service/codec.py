@@ -16,7 +16,7 @@ from service.catalog import Listed
 from service.digests import digest_of
 from service.errors import InvalidArgument, InvalidId, InvalidTensor, MessageTooLarge
 from service.sessions import Session, SessionSummary
-from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionState, all_finite
+from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, VersionState, all_finite, tuple_of
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 LITTLE_FLOAT32 = np.dtype("<f4")
@@ -95,14 +95,14 @@ def parse_step(
             f"request_id has {len(request.request_id)} characters; at most {MAX_REQUEST_ID} are taken",
             field="request_id",
         )
-    key = SessionKey(principal, parse_id(request.session_id, "session_id"))
+    key = tuple_of(SessionKey, (principal, parse_id(request.session_id, "session_id")))
     position = None
     if request.HasField("position"):
         position = request.position
         if position < 0:
             raise InvalidArgument(f"position is {position}; expected 0 or more", field="position")
     inputs, digest = parse_inputs(request.inputs, max_chunk_bytes)
-    return StepCall(key, position, inputs, digest, deadline, caller)
+    return tuple_of(StepCall, (key, position, inputs, digest, deadline, caller))
 
 
 def parse_timeout(request: pb.StepRequest) -> float | None:

@@ -13,19 +13,6 @@ from ntm_serving.v1 import tensor_pb2
 from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
 
 
-def lone_request(message: pb.StreamStepsRequest) -> pb.StepRequest | None:
-    """The step of a message that has one, as a request, and nothing else.
-
-    Lists that are empty are not looked at: protobuf makes one, in memory of its own, for whoever does.
-    """
-    fields = message.ListFields()
-    if len(fields) == 1 and fields[0][0].number == pb.StreamStepsRequest.REQUESTS_FIELD_NUMBER:
-        requests = message.requests
-        if len(requests) == 1:
-            return requests[0]
-    return None
-
-
 def check_count(message: pb.StreamStepsRequest, most: int) -> None:
     """Checks how many steps a message holds.
 

@@ -24,13 +24,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.chunk import Chunk, halves_of, rows_of
+from service.chunk import Chunk, extent_of, gather, halves_of, rows_of
 from service.durations import MeanDuration
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
 from service.observing import BatchRun, Observer
-from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, all_finite, batch_of, empty_batch
+from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, all_finite, tuple_of
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +66,13 @@ class BatchPolicy:
 class _Call:
     """A batch that runs: its items, what is running, and the timer that puts an end to it."""
 
-    __slots__ = ("batch", "began", "brief", "expired", "items", "limit", "long", "running", "small")
+    __slots__ = ("batch", "began", "brief", "expired", "extent", "items", "limit", "long", "running", "small")
 
     running: asyncio.Future[StepBatchResult]
 
     def __init__(self, items: Sequence[Chunk], began: float, *, long: bool) -> None:
         self.items = items
+        self.extent = extent_of(items)
         self.began = began
         self.long = long
         self.batch: StepBatch | None = None
@@ -130,7 +131,7 @@ class Lane:
     @property
     def queued(self) -> int:
         """Rows of chunks that wait; those that were cancelled may be among them."""
-        return len(self._short) + len(self._long)
+        return self._short.rows + self._long.rows
 
     def put(self, item: Chunk) -> None:
         """Has a chunk wait for its turn, the first one or the next."""
@@ -162,20 +163,20 @@ class Lane:
             if call.running.done():
                 # It was run here and now: whatever else there is to do comes before the next one.
                 self._hand_out(call.items, *self._end(call))
-                if self.queued or self._halves:
+                if self._short.rows or self._long.rows or self._halves:
                     self._go_soon()
                 return
 
     def _may_begin(self) -> bool:
-        calls, rows = len(self._calls), self.queued
+        calls, rows = len(self._calls), self._short.rows + self._long.rows
         if self._closed or not (self._halves or rows):
             return False
         if calls >= self._most_calls:
             # Ahead in the executor wait large batches of short chunks alone: there nothing could overtake the others.
             ahead = self._ahead if self._large.seconds <= _AHEAD_S else 0
-            return calls < self._most_calls + ahead and 2 * len(self._short) >= self._max_rows
+            return calls < self._most_calls + ahead and 2 * self._short.rows >= self._max_rows
         # Beside a batch that is over so soon one of a few rows is not worth its price: they wait, and get more.
-        return 2 * rows >= self._max_rows or not any(call.brief for call in self._calls)
+        return not calls or 2 * rows >= self._max_rows or not any(call.brief for call in self._calls)
 
     def _go_soon(self) -> None:
         if not (self._called or self._closed):
@@ -196,8 +197,10 @@ class Lane:
         """Has the executor run one slice of each item, from now on."""
         call = _Call(items, self._timer(), long=long)
         try:
-            call.batch = batch = self._gather(items)
-            call.small = len(batch.lengths) * max(item.turn for item in items) <= _SMALL_CELLS
+            rows, turn, _ = call.extent
+            bucket = self._executor.bucket(rows, turn)
+            call.batch = batch = gather(items, bucket, self._version)
+            call.small = bucket[0] * turn <= _SMALL_CELLS
             # In another process it may hang, and others beside it need not: nothing waits for that.
             call.brief = self._eager is not None and call.small and self._small.seconds <= _BRIEF_S
             if self._eager is not None:
@@ -226,7 +229,7 @@ class Lane:
         self._long_batches -= call.long
         came = self._outcome(call)
         if call.batch is not None:
-            ran = self._ran(call.items, call.batch, call.began, failed=came[0] is None)
+            ran = self._ran(call, call.batch, failed=came[0] is None)
             self._observer.batch_ran(ran)
             (self._small if call.small else self._large).note(ran.seconds)
         return came
@@ -261,7 +264,7 @@ class Lane:
             for item in items:
                 item.fail(error or AssertionError("no result and no error"))
             return
-        bad = _bad_rows(result, rows_of(items))
+        bad = None if result.finite else _bad_rows(result, rows_of(items))
         begin = 0
         for item in items:
             end = begin + item.size
@@ -278,14 +281,11 @@ class Lane:
 
     def _form(self) -> tuple[list[Chunk], bool]:
         """Takes the next batch off the queues, and gives each item its turn; it may be empty. Tells if of long ones."""
-        expected = bool(self._short) or self._clock() < self._short_until
-        most = self._most_calls - 1 if expected else self._most_calls
-        may_run_long = self._long_batches < max(1, most) and len(self._calls) < self._most_calls
-        long = may_run_long and (self._overtaken >= _OVERTAKING or not self._short)
-        items = self._form_long(expected) if long else self._form_short()
-        if not items and may_run_long:  # what was to come first has been cancelled
-            long = not long
-            items = self._form_long(expected) if long else self._form_short()
+        if self._long.rows:
+            items, long = self._form_either()
+        else:
+            items, long = self._form_short(), False
+            self._overtaken = 0
         if items:
             now = self._timer()
             waits: list[float] = []
@@ -294,11 +294,23 @@ class Lane:
             self._observer.batch_formed(self._version.key, waits)
         return items, long
 
+    def _form_either(self) -> tuple[list[Chunk], bool]:
+        """Of short ones, if there are any, or of long ones that wait."""
+        expected = self._short.rows > 0 or self._clock() < self._short_until
+        most = self._most_calls - 1 if expected else self._most_calls
+        may_run_long = self._long_batches < max(1, most) and len(self._calls) < self._most_calls
+        long = may_run_long and (self._overtaken >= _OVERTAKING or not self._short.rows)
+        items = self._form_long(expected) if long else self._form_short()
+        if not items and may_run_long:  # what was to come first has been cancelled
+            long = not long
+            items = self._form_long(expected) if long else self._form_short()
+        return items, long
+
     def _form_short(self) -> list[Chunk]:
         items = self._take(self._short, self._max_rows)
         for item in items:
             item.turn = item.left
-        self._overtaken += bool(items and self._long)
+        self._overtaken += bool(items and self._long.rows)
         return items
 
     def _form_long(self, expected: bool) -> list[Chunk]:
@@ -328,7 +340,7 @@ class Lane:
                 count -= self._took(item, now, taken)
                 if count <= 0:
                     return taken
-        while queue and count > 0:
+        while queue.rows and count > 0:
             count -= self._took(queue.take(count), now, taken)
         return taken
 
@@ -343,38 +355,11 @@ class Lane:
         taken.append(item)
         return item.size
 
-    def _ran(self, items: Sequence[Chunk], batch: StepBatch, began: float, *, failed: bool) -> BatchRun:
-        rows, steps, _ = batch.inputs.shape
-        asked = sum(item.turn * item.size for item in items)
-        return BatchRun(self._version.key, rows_of(items), asked, rows * steps, self._timer() - began, failed)
-
-    def _gather(self, items: Sequence[Chunk]) -> StepBatch:
-        """Pads one slice of each item to the executor's bucket: one copy in for each row.
-
-        None where the item is all there is, and its states are what the executor has answered before.
-        """
-        used = rows_of(items)
-        rows, steps = self._executor.bucket(used, max(item.turn for item in items))
-        origins = tuple(itertools.chain.from_iterable([(item.origin,) * item.size for item in items]))
-        first = items[0]
-        if first.native is not None and first.size == rows and not isinstance(first.states, list):
-            batch = batch_of(first.states, first.native, steps, self._version.input_dim, origins)
-            batch.lengths[:] = first.turn
-            first.gather_inputs(batch.inputs)
-            return batch
-        batch = empty_batch(rows, steps, self._version.input_dim, self._version.state_size, origins)
-        begin = 0
-        for item in items:
-            end = begin + item.size
-            batch.lengths[begin:end] = item.turn
-            item.gather_inputs(batch.inputs[begin:end])
-            item.gather_states(batch.state[begin:end], batch.reset[begin:end])
-            begin = end
-        if used < rows:
-            # Padding rows step nothing; the initial state is one that every model can be relied on to handle.
-            batch.reset[used:] = True
-            batch.state[used:] = 0
-        return batch
+    def _ran(self, call: _Call, batch: StepBatch, *, failed: bool) -> BatchRun:
+        rows, _, steps = call.extent
+        padded, most, _ = batch.inputs.shape
+        seconds = self._timer() - call.began
+        return tuple_of(BatchRun, (self._version.key, rows, steps, padded * most, seconds, failed))
 
 
 def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResult) -> None:
@@ -390,7 +375,7 @@ def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResu
 
 def _bad_rows(result: StepBatchResult, rows: int) -> BoolArray | None:
     """Which of the first ``rows`` rows hold NaN or Inf; None where none does."""
-    if result.finite or all_finite(result.outputs[:rows], result.state[:rows]):
+    if all_finite(result.outputs[:rows], result.state[:rows]):
         return None
     bad = np.zeros(rows, np.bool_)
     for row in range(rows):

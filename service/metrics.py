@@ -106,6 +106,7 @@ class _VersionNumbers:
     computed: int = 0
     failed_batches: int = 0
     replayed: int = 0
+    unsettled: int = 0  # rows since the histograms were settled
 
     @property
     def histograms(self) -> tuple[Histogram, ...]:
@@ -196,8 +197,11 @@ class Metrics(Observer, Collector):
         numbers.time_steps += run.time_steps
         numbers.computed += run.computed
         numbers.failed_batches += run.failed
-        for histogram in numbers.histograms:
-            histogram.settle()
+        numbers.unsettled += run.rows
+        if numbers.unsettled >= _SETTLE_AT:
+            numbers.unsettled = 0
+            for histogram in numbers.histograms:
+                histogram.settle(at_least=1)
 
     def steps_committed(self, key: VersionKey, count: int, seconds: float, commit_seconds: float) -> None:
         """See ``Observer.steps_committed``."""

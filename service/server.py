@@ -105,7 +105,9 @@ class Gateway:
         self._authenticator = _authenticator(settings)
         self._credentials = _credentials(settings)
         self._sealer = Sealer(_secret(settings))
-        calls = CallInterceptor(self._authenticator, observer, self._requests, settings.max_message_bytes, forms())
+        calls = CallInterceptor(
+            self._authenticator, observer, self._requests, settings.max_message_bytes, forms(settings.max_message_bytes)
+        )
         self._server = grpc.aio.server(
             interceptors=[tracing.interceptor(), calls] if tracing else [calls],
             options=_server_options(settings),

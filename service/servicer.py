@@ -29,6 +29,7 @@ from service.express import Came, Express, ExpressSteps
 from service.forms import Form
 from service.identity import Principal, current, current_connection
 from service.logs import RequestLog
+from service.lone import StreamMessages
 from service.observing import Observer, reason_of
 from service.seal import Sealer
 from service.sessions.cohort import Replies
@@ -174,6 +175,7 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
             drained=self._engine.drained,
             begin=self._begin,
             begin_columns=self._begin_columns,
+            begin_one=self._begin_single,
         )
         return stream.run(request_iterator)
 
@@ -381,12 +383,12 @@ def _within(span: Callable[[str], AbstractContextManager[None]], run: _RunStep) 
     return step
 
 
-def forms() -> Mapping[str, Form]:
+def forms(max_message_bytes: int) -> Mapping[str, Form]:
     """What messages of the most frequent methods are made of and made into, by the methods' full names."""
     service = pb.DESCRIPTOR.services_by_name["SequenceService"].full_name
     return {
         f"/{service}/Step": Form(Arena(pb.StepRequest).parse, pb.StepResponse.SerializeToString),
-        f"/{service}/StreamSteps": Form(Arena(pb.StreamStepsRequest).parse, None),  # its responses are bytes
+        f"/{service}/StreamSteps": Form(StreamMessages(max_message_bytes).parse, None),  # its responses are bytes
     }
 
 

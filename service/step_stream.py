@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.bounds import MAX_MESSAGE_STEPS
-from service.columns import Columns, check_count, lone_request
+from service.columns import Columns, check_count
 from service.errors import Draining, ServiceError
 
 # Says in a message that steps may come as columns.
@@ -63,6 +63,14 @@ Arrived: TypeAlias = Callable[[Handle, Sequence[Answer], Sequence[pb.StepRequest
 Begun: TypeAlias = tuple[Sequence[Handle], Sequence[pb.StepRequest]]
 Begin: TypeAlias = Callable[[Sequence[pb.StepRequest], Arrived], Begun]
 BeginColumns: TypeAlias = Callable[[Columns, Arrived], Begun]
+# Likewise of one step; None where it needs a task.
+BeginOne: TypeAlias = Callable[[pb.StepRequest, Arrived], Handle | None]
+# What a stream is sent: of a message that is one step and nothing else, the step (see ``lone``).
+Message: TypeAlias = pb.StreamStepsRequest | pb.StepRequest
+
+
+def _begin_no_one(request: pb.StepRequest, arrived: Arrived) -> None:
+    return None
 
 
 def _begin_nothing(requests: Sequence[pb.StepRequest], arrived: Arrived) -> Begun:
@@ -79,11 +87,13 @@ class StepStream:
     Args:
         answer: Runs one step and returns its response; it raises only when its task is cancelled.
         refuse: The response of a step that is not run, or was cancelled: takes the request and the reason.
-        check: Raises a ``ServiceError`` if a whole message cannot be taken; each of its steps is refused with it.
+        check: Raises a ``ServiceError`` if a whole message cannot be taken; each of its steps is refused with it. Not
+            asked of a step that came by itself.
         max_steps: Steps that are under way or whose responses are not taken yet, past which no more is read: the client
             feels it as HTTP/2 flow control. One that does not read its responses is soon not read either.
         begin: Begins steps without a task for each, as far as that goes; takes requests of different sessions.
         begin_columns: The same of steps of different sessions that came as columns.
+        begin_one: The same of a step by itself.
         max_message_steps: The most steps of a message; a stream that brings more in one ends.
         drained: Set once the gateway answers nothing more: the stream ends, and its client goes to another gateway.
     """
@@ -98,6 +108,7 @@ class StepStream:
         drained: asyncio.Event,
         begin: Begin = _begin_nothing,
         begin_columns: BeginColumns = _begin_no_columns,
+        begin_one: BeginOne = _begin_no_one,
         max_message_steps: int = MAX_MESSAGE_STEPS,
     ) -> None:
         self._answer = answer
@@ -108,6 +119,7 @@ class StepStream:
         self._drained = drained
         self._begin = begin
         self._begin_columns = begin_columns
+        self._begin_one = begin_one
         # Of this stream's call. What a step came to is told out of others: its task must not run as somebody else's.
         self._context = contextvars.copy_context()
         self._told = False  # that steps may come as columns
@@ -124,7 +136,7 @@ class StepStream:
         self._room = asyncio.Event()
         self._room.set()
 
-    async def run(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> AsyncIterator[bytes]:
+    async def run(self, messages: AsyncIterator[Message]) -> AsyncIterator[bytes]:
         """Yields responses until the client has closed its side and every step is answered.
 
         Each is a ``StreamStepsResponse``, serialised. Ends with the reader's error where reading failed. Whatever ends
@@ -157,8 +169,15 @@ class StepStream:
                 task.cancel()
             del reader  # which has the error that keeps this frame
 
-    async def _read(self, messages: AsyncIterator[pb.StreamStepsRequest]) -> None:
+    async def _read(self, messages: AsyncIterator[Message]) -> None:
         async for message in messages:
+            if type(message) is pb.StepRequest:
+                if self._full or len(self._tasks) >= _MAX_TASKS:
+                    await self._take((message,), None)
+                else:  # most messages: what is done for them need not be able to wait
+                    self._count_in(1)
+                    self._start_one(message)
+                continue
             refused: ServiceError | None = None
             try:
                 self._check(message)
@@ -166,12 +185,7 @@ class StepStream:
                 if not (message.requests or message.columns):
                     raise  # there is no step that could be refused by itself
                 refused = error
-            single = lone_request(message)
-            if single is not None and refused is None and not self._full and len(self._tasks) < _MAX_TASKS:
-                self._count_in(1)  # most messages: what is done for them need not be able to wait
-                self._start((single,))
-            else:
-                await self._take_all(message, refused)
+            await self._take_all(message, refused)
 
     def _wake(self) -> None:
         """Something has happened that ``run`` may wait for."""
@@ -221,7 +235,8 @@ class StepStream:
         """Counts in as many of the steps as there is room for, one at the least; returns how many."""
         count = min(steps, max(1, self._max_steps - self._steps))
         self._steps += count
-        self._mind_room()
+        if self._steps >= self._max_steps:
+            self._mind_room()
         return count
 
     def _refuse_all(self, requests: Sequence[pb.StepRequest], refused: ServiceError) -> None:
@@ -234,6 +249,16 @@ class StepStream:
                 self._fewer_tasks.clear()
                 await self._fewer_tasks.wait()
             self._start(part)
+
+    def _start_one(self, request: pb.StepRequest) -> None:
+        if self._in_tasks and request.session_id in self._in_tasks:
+            handle = None  # it must not overtake the one that waits in a task
+        else:
+            handle = self._begin_one(request, self._arrived)
+        if handle is None:
+            self._start_task(request)
+        else:
+            self._handles.add(handle)
 
     def _start(self, requests: Sequence[pb.StepRequest]) -> None:
         behind: list[pb.StepRequest] = []
@@ -310,14 +335,16 @@ class StepStream:
             data, steps = before, its_steps + steps
         self._done.append((data, steps))
         self._wake()
-        self._mind_room()
+        if self._done_bytes >= _UNTAKEN_BYTES:
+            self._mind_room()
 
     def _next_message(self) -> bytes:
         """Responses that are ready, as many as make a message."""
         message, steps = self._done.popleft()
         self._done_bytes -= len(message)
         self._steps -= steps
-        self._mind_room()
+        if self._full:
+            self._mind_room()
         if not self._told:
             self._told = True
             return bytes(message) + _TAKES_COLUMNS

@@ -99,8 +99,7 @@ class VersionStatus(NamedTuple):
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StepBatch:
+class StepBatch(NamedTuple):
     """What one executor call takes.
 
     Attributes:
@@ -109,7 +108,7 @@ class StepBatch:
         reset: ``[batch]``, bool: start this row from the model's initial state, whatever ``state`` holds.
         state: ``[batch, state_size]``.
         origins: What the rows that are no padding came from, each as the batcher was told; for traces, which is why
-            an executor that knows nothing of them may leave it be.
+            an executor that knows nothing of them may leave it be. Maybe empty where it was told nothing.
         aligned: Whether each array is known to begin at a multiple of ``ALIGNMENT`` and to be contiguous and writeable,
             or to be there as ``native``.
         native: ``state`` as the executor answered it with an earlier batch (``StepBatchResult.native``), or None.
@@ -143,14 +142,14 @@ def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins:
     first = -address_of(block) % ALIGNMENT
     block[first : first + at_state] = 0
     array = np.ndarray
-    return StepBatch(
+    values = (
         array((rows, steps, input_dim), _FLOAT32, block, first),
         array((rows,), _INT32, block, first + at_lengths),
         array((rows,), _BOOL, block, first + at_reset),
         array((rows, state_size), _FLOAT32, block, first + at_state),
-        origins,
-        aligned=True,
+        *(origins, True, None),
     )
+    return tuple_of(StepBatch, values)
 
 
 def batch_of(
@@ -169,8 +168,7 @@ def _layout(rows: int, steps: int, input_dim: int, state_size: int) -> tuple[int
     return *begins, end + ALIGNMENT
 
 
-@dataclass(frozen=True, slots=True)
-class StepBatchResult:
+class StepBatchResult(NamedTuple):
     """What one executor call returns.
 
     Attributes:

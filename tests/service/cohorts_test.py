@@ -1,7 +1,6 @@
 """Sessions that are stepped together through the engine: whoever steps with whom, each gets what it would get alone."""
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,7 +46,7 @@ class NativeExecutor(NumpyExecutor):
         result = await super().step(key, batch)
         np.testing.assert_array_equal(batch.state, before)
         result.state.setflags(write=False)  # what is kept may be read by the next batch at any time
-        return replace(result, native=result.state.copy())
+        return result._replace(native=result.state.copy())
 
 
 class Sessions:

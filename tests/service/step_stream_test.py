@@ -99,7 +99,8 @@ async def test_responses_that_are_not_taken_wait_in_one_message():
     assert len(first.responses) + len(second.responses) == 800
 
 
-async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
+@pytest.mark.parametrize("form", ["together", "alone"])
+async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task(form):
     begun, answered = [], []
     hold = asyncio.Event()
 
@@ -112,9 +113,13 @@ async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
         begun.extend(request.request_id for request in requests)
         return (), requests
 
+    def begin_one(request, arrived):
+        begun.append(request.request_id)
+
     async def messages():
         requests = [pb.StepRequest(request_id=name, session_id=name[0]) for name in ("a1", "a2", "b1")]
-        yield pb.StreamStepsRequest(requests=requests)
+        for message in [pb.StreamStepsRequest(requests=requests)] if form == "together" else requests:
+            yield message
         await settled()
         hold.set()
 
@@ -125,6 +130,7 @@ async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
         max_steps=10,
         drained=asyncio.Event(),
         begin=begin,
+        begin_one=begin_one,
     )
     run = parsed(stream.run(messages()))
     assert sorted([r.request_id async for message in run for r in message.responses]) == ["a1", "a2", "b1"]
@@ -133,7 +139,7 @@ async def test_a_step_does_not_overtake_one_of_its_session_that_has_a_task():
     assert answered.index("a1") < answered.index("a2")
 
 
-@pytest.mark.parametrize("form", ["requests", "columns"])
+@pytest.mark.parametrize("form", ["requests", "columns", "alone"])
 async def test_few_steps_of_a_session_have_tasks_while_its_first_is_held(form):
     begun, hold = [], asyncio.Event()
 
@@ -146,6 +152,9 @@ async def test_few_steps_of_a_session_have_tasks_while_its_first_is_held(form):
         names = [str(number) for number in range(1000)]
         if form == "requests":
             yield pb.StreamStepsRequest(requests=[pb.StepRequest(request_id=name, session_id="s") for name in names])
+        elif form == "alone":
+            for name in names:
+                yield pb.StepRequest(request_id=name, session_id="s")
         else:
             inputs = tensor_pb2.Tensor(dtype=tensor_pb2.DATA_TYPE_FLOAT32, shape=[1000, 1, 1], content=bytes(4000))
             columns = pb.StepColumns(request_ids=names, session_ids=["s"] * 1000, positions=[0] * 1000, inputs=inputs)

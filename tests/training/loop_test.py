@@ -159,7 +159,7 @@ def test_a_directory_with_another_run_is_refused(tiny, whole):
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(tiny, tmp_path):
     config = dataclasses.replace(
-        tiny, recipe=dataclasses.replace(tiny.recipe, settle_steps=400, attempts=1, compiled=True)
+        tiny, recipe=dataclasses.replace(tiny.recipe, settle_steps=120, attempts=1, compiled=True)
     )
     (tmp_path / "config.json").write_text(config.to_json())
     code = (
