@@ -248,7 +248,8 @@ def _gather_singles(items: Sequence[Chunk], batch: StepBatch) -> int:
     states: list[FloatArray] = []
     for item in items:
         its_states = item.states
-        if item.size != 1 or item.inputs.shape[1] != turn or not isinstance(its_states, list):
+        # As long as its turn: none of it has run before.
+        if item.size != 1 or item.turn != turn or item.inputs.shape[1] != turn or not isinstance(its_states, list):
             return 0
         state = its_states[0]
         if state is None:

@@ -1,7 +1,7 @@
 """How the slices of chunks are put together to a batch: in bulk where they are alike, and always to the same."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.chunk import Chunk, extent_of, gather
@@ -21,6 +21,10 @@ def chunk_of(rng, rows, turn, taken, kind):
     return chunk
 
 
+@settings(max_examples=400, deadline=None)
+@example([(1, 2, 0, "list"), (1, 1, 1, "list")], 0)  # as long as the first, but only the rest of it is left to run
+@example([(1, 1, 1, "list"), (1, 1, 1, "list")], 0)
+@example([(1, 2, 0, "list"), (1, 2, 0, "fresh")], 0)
 @given(st.lists(CHUNK | ALIKE, min_size=1, max_size=6) | st.lists(ALIKE, min_size=2, max_size=6), st.integers(0, 3))
 def test_a_batch_is_the_rows_of_its_chunks_one_below_the_other(plan, padding):
     rng = np.random.default_rng(len(plan))
