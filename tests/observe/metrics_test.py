@@ -5,13 +5,15 @@ import urllib.error
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.errors import StoreUnavailable
-from service.metrics import Histogram
-from service.observing import Observer
+from service.metrics import Histogram, Metrics
+from service.observing import BatchRun, Observer
 from service.server import StartError
 from service.sessions.memory import MemoryStore
+from service.types import VersionKey
 from tests.observe.scrape import Scrape, scrape
 from tests.service.support import NumpyExecutor, random_inputs, running_gateway, step_request
 
@@ -242,3 +244,15 @@ def test_a_histogram_reads_the_same_before_and_after_it_settles():
     assert dict(counts) == {"1.0": (values <= 1).sum(), "2.0": (values <= 2).sum(), "+Inf": 3000}
     assert total == pytest.approx(values.sum())
     assert histogram.count() == 3000
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_what_batches_add_does_not_wait_without_end_to_be_sorted(rows):
+    metrics, key = Metrics(CollectorRegistry()), VersionKey("sums", 1)
+    for _ in range(3000):
+        metrics.batch_formed(key, [0.5] * rows)
+        metrics.batch_ran(BatchRun(key, rows, rows, rows, 0.5, failed=False))
+        metrics.steps_committed(key, rows, 0.5, 0.5)
+    numbers = metrics._versions[key]
+    assert max(len(histogram._pending) for histogram in numbers.histograms) <= 1024
+    assert (numbers.step.count(), numbers.executor.count()) == (3000 * rows, 3000)

@@ -69,15 +69,42 @@ async def test_a_short_one_is_not_lost_behind_a_long_one_that_was_given_up():
     long = submit(batcher, random_inputs(9))
     await settle()
     for _ in range(3):  # of the short ones that may overtake it, the last is under way
-        executor.gate.set()
-        await asyncio.sleep(0)
-        executor.gate.clear()
-        executor.entered.clear()
-        await executor.entered.wait()
+        await until_the_next(executor)
     long.cancel()
     executor.gate.set()
     await asyncio.gather(*short)
     await batcher.close()
+
+
+async def test_a_long_one_does_not_go_first_for_what_another_has_waited():
+    batcher, executor, _ = make(policy=BatchPolicy(max_batch_size=1, max_steps_per_turn=3, executor_timeout=10))
+    executor.gate.clear()
+    short = [submit(batcher, random_inputs(1, seed)) for seed in range(4)]
+    await settle()
+    gone = submit(batcher, random_inputs(9))
+    await settle()
+    for _ in range(3):
+        await until_the_next(executor)
+    gone.cancel()
+    short.append(submit(batcher, random_inputs(1)))
+    await settle()
+    await until_the_next(executor)
+    begun = len(executor.batches)
+    others = submit(batcher, random_inputs(9)), submit(batcher, random_inputs(1))
+    await settle()
+    executor.gate.set()
+    await asyncio.gather(*short, *others)
+    assert [batch.lengths.tolist() for batch in executor.batches[begun:]] == [[1], [3], [3], [3]]
+    await batcher.close()
+
+
+async def until_the_next(executor):
+    """Lets the batch that is held end; the next one is held instead."""
+    executor.gate.set()
+    await asyncio.sleep(0)
+    executor.gate.clear()
+    executor.entered.clear()
+    await executor.entered.wait()
 
 
 class EagerExecutor(NumpyExecutor):

@@ -362,3 +362,36 @@ async def test_a_step_that_is_left_to_a_task_runs_as_its_own_stream_s_caller():
     run = parsed(stream.run(messages()))
     answered = [response.request_id async for message in run for response in message.responses]
     assert (answered, callers) == (["1"], ["own"])
+
+
+async def test_no_more_is_read_of_steps_that_come_alone_than_may_be_under_way():
+    handles, read = [], []
+
+    def begin_one(request, arrived):
+        handles.append(Handle([request], arrived))
+        return handles[-1]
+
+    def begin(requests, arrived):  # for those that had to wait for room
+        return [begin_one(request, arrived) for request in requests], ()
+
+    async def messages():
+        for request in requests_of(*"abcdefghij"):
+            read.append(request.request_id)
+            yield request
+
+    stream = StepStream(
+        answer=None, refuse=None, check=None, max_steps=3, drained=asyncio.Event(), begin=begin, begin_one=begin_one
+    )
+    run = parsed(stream.run(messages()))
+    came = []
+    for steps in (3, 3, 3, 1):
+        reading = asyncio.ensure_future(anext(run))
+        await settled()
+        assert len(handles) == steps
+        assert len(read) <= len(came) + 4  # the one that waits for room has been read
+        for handle in handles:
+            handle.end(handle.names())
+        handles.clear()
+        came += [response.request_id for response in (await reading).responses]
+    assert came == list("abcdefghij")
+    assert [message async for message in run] == []
