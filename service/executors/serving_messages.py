@@ -20,7 +20,7 @@ _DTYPES = {
     np.dtype(np.int32): types_pb2.DT_INT32,
     np.dtype(np.bool_): types_pb2.DT_BOOL,
 }
-_LITTLE_FLOAT = np.dtype("<f4")
+LITTLE_FLOAT = np.dtype("<f4")
 _FLOAT_VAL_KEY = bytes([5 << 3 | 2])  # field 5 of tensor.proto, with a length
 
 
@@ -50,6 +50,16 @@ def encode_predict(
     request.model_spec.name = key.model
     request.model_spec.version.value = key.version
     request.model_spec.signature_name = signature
+    return bytes(request.SerializeToString()) + encode_inputs(inputs)
+
+
+def encode_inputs(inputs: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """The part of a serialized ``PredictRequest`` that is its inputs; the bytes of each array end what is said of it.
+
+    Messages one behind the other are their merger
+    (https://protobuf.dev/programming-guides/encoding/#last-one-wins).
+    """
+    request = predict_pb2.PredictRequest()
     for name, array in inputs.items():
         tensor = request.inputs[name]
         tensor.dtype = _DTYPES[array.dtype]
@@ -92,9 +102,9 @@ def float_output(prediction: Prediction, name: str, shape: tuple[int | None, ...
 
 
 def _content_floats(content: bytes) -> FloatArray | None:
-    if len(content) % _LITTLE_FLOAT.itemsize:
+    if len(content) % LITTLE_FLOAT.itemsize:
         return None
-    return np.frombuffer(content, _LITTLE_FLOAT).astype(np.float32)
+    return np.frombuffer(content, LITTLE_FLOAT).astype(np.float32)
 
 
 def _typed_floats(tensor: Any) -> FloatArray:
@@ -106,10 +116,10 @@ def _typed_floats(tensor: Any) -> FloatArray:
     """
     count = len(tensor.float_val)
     written = tensor.SerializeToString()
-    start = len(written) - count * _LITTLE_FLOAT.itemsize
-    head = _FLOAT_VAL_KEY + _varint(count * _LITTLE_FLOAT.itemsize)
+    start = len(written) - count * LITTLE_FLOAT.itemsize
+    head = _FLOAT_VAL_KEY + _varint(count * LITTLE_FLOAT.itemsize)
     if count and written[max(start - len(head), 0) : start] == head:
-        return np.frombuffer(written, _LITTLE_FLOAT, count, start).astype(np.float32)
+        return np.frombuffer(written, LITTLE_FLOAT, count, start).astype(np.float32)
     return np.array(tensor.float_val, np.float32)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import grpc
 
 from service.executors.description import DescriptionError, parse_description
-from service.executors.serving_messages import MessageError, Prediction, decode_predict, encode_predict, string_output
+from service.executors.serving_messages import MessageError, decode_predict, encode_predict, string_output
 from service.executors.serving_protos import get_model_status_pb2
 from service.types import ModelVersion, VersionKey, VersionState, VersionStatus
 
@@ -90,8 +90,8 @@ class Replica:
             asyncio.create_task(self._watch_connection(), name=f"connection {endpoint.target}"),
         ]
 
-    async def predict(self, request: bytes, *, seconds: float, give_up: bool) -> Prediction:
-        """Runs a prediction.
+    async def predict(self, request: bytes, *, seconds: float, give_up: bool) -> bytes:
+        """Runs a prediction; returns a serialized ``PredictResponse``.
 
         Args:
             request: A serialized ``PredictRequest``.
@@ -100,7 +100,6 @@ class Replica:
 
         Raises:
             grpc.aio.AioRpcError: it failed.
-            MessageError: what came back is no ``PredictResponse``.
             Unresponsive: the replica stopped answering, or its connection ended and began again meanwhile.
         """
         connection = self.connection
@@ -112,7 +111,7 @@ class Replica:
             self.in_flight -= 1
         if self.connection != connection:
             raise Unresponsive(f"{self.endpoint.target} was connected to anew while it ran")
-        return decode_predict(response)
+        return response
 
     async def _unless_unresponsive(self, call: Awaitable[bytes]) -> bytes:
         task = asyncio.ensure_future(call)

@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 import grpc
 
 from service.errors import BadModelOutput, ExecutorUnavailable, ModelLoadError, ModelVersionUnavailable, ServiceError
-from service.executors.serving_messages import MessageError, Prediction, encode_predict, float_output
+from service.executors.serving_messages import MessageError
 from service.executors.serving_replica import Replica, Unresponsive
 from service.executors.serving_replicas import PollPolicy, ReplicaSet, parse_targets
+from service.executors.step_messages import StepMessages
 from service.types import ModelVersion, StepBatch, StepBatchResult, VersionKey, VersionStatus
 
 _log = logging.getLogger(__name__)
 
-_SIGNATURE = "step"
-_OUTPUTS = ("outputs", "state")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.25
 
 # What a call may be made again after, on another replica or on this one a little later.
@@ -90,6 +89,7 @@ class TfServingExecutor:
         self._max_in_flight = max_in_flight
         policy = PollPolicy(interval=poll_interval, timeout=probe_timeout, resolve_interval=resolve_interval, hold=hold)
         self._replicas = ReplicaSet(targets, self._models, credentials=credentials, policy=policy)
+        self._messages: dict[VersionKey, StepMessages] = {}
         self._turn = 0
         self._under_way = 0
         self._idle = asyncio.Event()
@@ -139,7 +139,8 @@ class TfServingExecutor:
         return self._replicas.statuses()
 
     async def release(self, key: VersionKey) -> None:
-        """Nothing is kept here: which versions are loaded is up to the model servers."""
+        """Which versions are loaded is up to the model servers; what is known here of their messages can go."""
+        self._messages.pop(key, None)
 
     def bucket(self, rows: int, steps: int) -> tuple[int, int]:
         """As they are: the exported ``step`` is a plain graph, which no shape is compiled for."""
@@ -156,13 +157,11 @@ class TfServingExecutor:
         fingerprint = self._replicas.fingerprint(key)
         if fingerprint is None:
             raise ModelVersionUnavailable(f"no model server serves {key}", model=key.model, version=key.version)
+        messages = self._messages.get(key) or self._messages.setdefault(key, StepMessages(key))
         self._under_way += 1
         self._idle.clear()
         try:
-            async with asyncio.timeout(self._timeout):
-                return _result(key, batch, await self._predict(key, fingerprint, _request(key, batch)))
-        except TimeoutError:
-            raise ExecutorUnavailable(f"no model server answered for {key} within {self._timeout:g} s") from None
+            return messages.result(await self._predict(key, fingerprint, messages.request(batch)), batch)
         except MessageError as error:
             raise BadModelOutput(f"the model server's answer for {key}: {error}") from error
         finally:
@@ -175,8 +174,12 @@ class TfServingExecutor:
         await self._idle.wait()
         await self._replicas.close()
 
-    async def _predict(self, key: VersionKey, fingerprint: str, request: bytes) -> Prediction:
-        """Tries the replicas that serve a version, one after the other, until one answers."""
+    async def _predict(self, key: VersionKey, fingerprint: str, request: bytes) -> bytes:
+        """Tries the replicas that serve a version, one after the other, until one answers.
+
+        The time limit is that of the calls, and of what is waited for between them: one timer more for each step, to
+        watch over these, takes longer than to write the request.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         alone_until: float | None = None
@@ -184,6 +187,9 @@ class TfServingExecutor:
         pause = _FIRST_PAUSE_S
         problem = "none can be reached"
         while True:
+            seconds = deadline - loop.time()
+            if seconds <= 0:
+                raise self._too_late(key)
             candidates = self._replicas.candidates(key, fingerprint)
             replica = self._pick(candidates, tried)
             if replica is None:
@@ -191,14 +197,16 @@ class TfServingExecutor:
                 if alone_until is not None:
                     self._check_worth_waiting(key, alone_until, problem)
                 tried.clear()
-                await self._replicas.wait_changed(pause)
+                await self._replicas.wait_changed(min(pause, seconds))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 continue
             try:
-                return await replica.predict(request, seconds=deadline - loop.time(), give_up=len(candidates) > 1)
+                return await replica.predict(request, seconds=seconds, give_up=len(candidates) > 1)
             except Unresponsive as error:
                 problem = str(error)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise self._too_late(key) from None
                 problem = _why_again(key, error)
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     replica.doubt(key)
@@ -215,6 +223,9 @@ class TfServingExecutor:
         shift = self._turn % len(fresh)
         return min(fresh[shift:] + fresh[:shift], key=lambda replica: replica.in_flight)
 
+    def _too_late(self, key: VersionKey) -> ExecutorUnavailable:
+        return ExecutorUnavailable(f"no model server answered for {key} within {self._timeout:g} s")
+
     def _check_worth_waiting(self, key: VersionKey, alone_until: float, problem: str) -> None:
         """Raises where no replica serves a version, and none is about to."""
         if self._replicas.settled():
@@ -227,21 +238,6 @@ class TfServingExecutor:
     def _missing(self) -> list[str]:
         there = {key.model for key in self._replicas.versions()}
         return [model for model in self._models if model not in there]
-
-
-def _request(key: VersionKey, batch: StepBatch) -> bytes:
-    inputs = {"inputs": batch.inputs, "lengths": batch.lengths, "reset": batch.reset, "state": batch.state}
-    return encode_predict(key, _SIGNATURE, inputs, _OUTPUTS)
-
-
-def _result(key: VersionKey, batch: StepBatch, prediction: Prediction) -> StepBatchResult:
-    if prediction.key != key:
-        raise MessageError(f"it comes from {prediction.key}")
-    rows, steps, _ = batch.inputs.shape
-    return StepBatchResult(
-        outputs=float_output(prediction, "outputs", (rows, steps, None)),
-        state=float_output(prediction, "state", batch.state.shape),
-    )
 
 
 def _why_again(key: VersionKey, error: grpc.aio.AioRpcError) -> str:

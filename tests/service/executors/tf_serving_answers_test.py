@@ -141,9 +141,23 @@ async def test_a_busy_model_server_is_waited_for_until_the_time_limit() -> None:
 
     fake.answer = answer
     async with running(fake) as port, executor_of(f"127.0.0.1:{port}", timeout=0.5) as executor:
-        with pytest.raises(ExecutorUnavailable):
+        with pytest.raises(ExecutorUnavailable, match=r"no model server answered for sums/1 within 0\.5 s"):
             await executor.step(ONE, random_batch(1, 1))
         assert 3 < fake.steps < 50  # it is asked ever more seldom
+
+
+async def test_a_model_server_that_does_not_answer_is_given_up_at_the_time_limit() -> None:
+    fake = FakeModelServer()
+
+    async def answer(request: Any, context: Any) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    fake.answer = answer
+    async with running(fake) as port, executor_of(f"127.0.0.1:{port}", timeout=0.2) as executor:
+        with pytest.raises(ExecutorUnavailable, match=r"no model server answered for sums/1 within 0\.2 s"):
+            await executor.step(ONE, random_batch(1, 1))
+        assert fake.steps == 1
 
 
 async def test_a_cancelled_step_is_cancelled_at_the_model_server_too() -> None:
