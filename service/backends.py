@@ -33,6 +33,7 @@ def make_executor(settings: Settings) -> Executor:
         max_batch_size=settings.max_batch_size,
         max_steps=settings.max_steps_per_turn,
         compile=settings.xla,
+        idle_poll=settings.idle_poll,
     )
 
 

@@ -159,6 +159,13 @@ class Settings(BaseSettings):
         default=60, gt=0, description="Time limit of a step that has none of its own, in seconds."
     )
     executor_timeout: float = Field(default=30, gt=0, description="Time limit of one batch, in seconds.")
+    idle_poll: float = Field(
+        default=0.001,
+        ge=0,
+        le=1,
+        description="Seconds for which the event loop looks for a caller's next step before it sleeps, where the last "
+        "one came that soon and was alone; models in the process only.",
+    )
     drain_timeout: float = Field(
         default=25, ge=0, description="Seconds that steps under way get to finish after SIGTERM."
     )

@@ -15,6 +15,7 @@ import numpy as np
 from service.errors import ExecutorUnavailable, ModelLoadError, ModelVersionUnavailable, ServiceError
 from service.executors.brief import BriefRuns, Load
 from service.executors.compiler import Compiler
+from service.executors.idle_poll import IdlePoll
 from service.executors.model_directory import Found, find_versions
 from service.executors.runners import Runners
 from service.executors.saved_model import SavedModel
@@ -55,6 +56,7 @@ class EmbeddedExecutor:
         compile: Whether to compile at all.
         poll_interval: Seconds between two looks at the directory.
         threads: Runs side by side, each on a core; None for one for each core that this process may use.
+        idle_poll: Seconds for which the event loop looks for the next step of a caller who was that quick before.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class EmbeddedExecutor:
         compile: bool = True,  # noqa: A002 - as Keras calls it
         poll_interval: float = 1.0,
         threads: int | None = None,
+        idle_poll: float = 0.0,
     ) -> None:
         self._model_dir = model_dir
         self._max_batch_size = max_batch_size
@@ -84,7 +87,8 @@ class EmbeddedExecutor:
         self._runs = 0  # under way in threads, or waiting for one
         self._small_runs = 0  # those of them that might have run on the event loop's own
         self._brief = BriefRuns()
-        self._load_here = Load()  # of the event loop's thread
+        self._idle_poll = IdlePoll(idle_poll)
+        self._load_here = Load(cpu=self._idle_poll.worked)  # of the event loop's thread
 
     @property
     def max_in_flight(self) -> int:
@@ -164,6 +168,7 @@ class EmbeddedExecutor:
 
     def begin(self, key: VersionKey, batch: StepBatch) -> asyncio.Future[StepBatchResult]:
         """See ``Eager.begin``. Raises what ``step`` raises, at once or in the future."""
+        self._idle_poll.end()
         model = self._models.get(key)
         if self._closed:
             raise ExecutorUnavailable("the executor is closed")
@@ -202,6 +207,8 @@ class EmbeddedExecutor:
         except ServiceError as error:
             run.set_exception(error)
         self._load_here.ran(time.thread_time() - began)
+        if len(batch.lengths) == 1 and not self._runs:
+            self._idle_poll.begin()  # before it is answered, which takes less than the next step takes to come
         return run
 
     def _start_run(

@@ -11,6 +11,7 @@ import pytest
 from service.errors import BadModelOutput
 from service.executors.brief import BriefRuns, Load
 from service.executors.embedded import EmbeddedExecutor
+from service.executors.idle_poll import IdlePoll
 from service.executors.saved_model import SavedModel
 from service.types import StepBatch, StepBatchResult, VersionKey
 from tests.service.executors.sequence_models import WIDTH, assert_close, expected, export_sums
@@ -125,6 +126,46 @@ async def test_brief_batches_run_where_they_are_and_give_the_same(
         large = batch_of(8, 2)
         assert_close(await executor.step(KEY, large), expected(large))
     assert threads.here == 5
+
+
+def next_look(poll: IdlePoll) -> asyncio.Handle | None:
+    return poll._next_look
+
+
+async def test_after_a_brief_step_that_was_alone_the_loop_looks_for_the_next_one(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = Threads(monkeypatch)
+    executor._idle_poll = poll = IdlePoll(60.0)
+    for _ in range(8):
+        await executor.step(KEY, batch_of(1))
+        await executor.step(KEY, batch_of(2))
+        assert next_look(poll) is None  # they ran in a thread
+    for _ in range(2):  # the second one comes soon after the first
+        await executor.step(KEY, batch_of(1))
+    looked = next_look(poll)
+    assert looked is not None
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert next_look(poll) not in (None, looked)  # it does so at every turn
+    await executor.step(KEY, batch_of(2))  # of several callers
+    assert next_look(poll) is None
+    assert threads.here == 3
+
+
+async def test_beside_a_batch_in_a_thread_the_loop_does_not_look_for_more(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.executors.brief._MOST_BESIDE", 2.0)
+    threads = Threads(monkeypatch)
+    executor._idle_poll = poll = IdlePoll(60.0)
+    for _ in range(10):
+        await executor.step(KEY, batch_of(1))
+    beside = executor.begin(KEY, batch_of(8, 2))
+    assert executor.begin(KEY, batch_of(1)).done()
+    assert next_look(poll) is None
+    await beside
+    assert threads.here == 3
 
 
 async def test_a_thread_that_has_a_lot_to_do_leaves_them_to_others(
