@@ -82,7 +82,8 @@ def gradients(loss, values):
         return numpy(list(jax.grad(loss)([jax.numpy.asarray(value) for value in values])))
     import torch
 
-    tensors = [torch.tensor(value, requires_grad=True) for value in values]
+    device = ops.convert_to_tensor(0.0).device  # where Keras puts its own: a GPU, if there is one
+    tensors = [torch.tensor(value, requires_grad=True, device=device) for value in values]
     return numpy(list(torch.autograd.grad(loss(tensors), tensors)))
 
 
