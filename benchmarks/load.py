@@ -12,9 +12,9 @@ the asyncio client. Closed loops but for the last, whose latency counts from whe
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
-import resource
 import secrets
 import threading
 import time
@@ -23,6 +23,7 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client")  # as docs/cli
 
 import grpc
 import numpy as np
+import processes
 import uvloop
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
@@ -33,50 +34,60 @@ WARM_UP_S = 0.5
 
 
 class Watch:
-    """Counts requests and their latencies once the warm-up is over."""
+    """Counts what is answered for some seconds, once the sessions are open and the warm-up is over.
 
-    def __init__(self, seconds):
-        self.begin = time.perf_counter() + WARM_UP_S
-        self.end = self.begin + seconds
-        self.latencies = []
-        self.all = 0
-        self.cpu = None
+    Args:
+        seconds: For how long.
+        pids: Processes whose CPU time is read when they begin and when they end: ``server``, and maybe ``store``.
+    """
+
+    def __init__(self, seconds, pids):
+        self._seconds = seconds
+        self._pids = pids
+        self._latencies = []
+        self._cpu = []  # at the begin and at the end
+        self._lock = threading.Lock()
+
+    def start(self):
+        """All sessions are open."""
+        self._begin = time.perf_counter() + WARM_UP_S
+        self._end = self._begin + self._seconds
 
     def running(self):
+        """Whether to go on. Asked before each request."""
         now = time.perf_counter()
-        if self.cpu is None and now >= self.begin:
-            self.cpu = cpu_seconds()
-        return now < self.end
+        if now >= (self._begin, self._end, math.inf)[len(self._cpu)]:
+            with self._lock:
+                if now >= (self._begin, self._end, math.inf)[len(self._cpu)]:
+                    self._cpu.append(processes.cpu_of(**self._pids) | {"client": time.process_time()})
+        return now < self._end
 
     def saw(self, started, requests=1):
-        self.all += requests
+        """So many requests were answered."""
         now = time.perf_counter()
-        if started >= self.begin and now <= self.end:
-            self.latencies += [now - started] * requests
+        if self._begin <= now <= self._end:
+            self._latencies += [now - started] * requests
 
     def report(self, steps):
-        spread = np.percentile(self.latencies, (50, 90, 99)) * 1e3 if self.latencies else [0, 0, 0]
-        seconds = self.end - self.begin
+        """What was seen; CPU time of each part for each request."""
+        count = max(1, len(self._latencies))
+        spread = np.percentile(self._latencies, (50, 90, 99)) * 1e3 if self._latencies else [0, 0, 0]
+        begin, end = self._cpu
         return {
-            "requests": len(self.latencies),
-            "all_requests": self.all,  # those of the warm-up too
-            "requests_per_s": len(self.latencies) / seconds,
-            "steps_per_s": len(self.latencies) * steps / seconds,
+            "requests": len(self._latencies),
+            "requests_per_s": len(self._latencies) / self._seconds,
+            "steps_per_s": len(self._latencies) * steps / self._seconds,
             "p50_ms": spread[0],
             "p90_ms": spread[1],
             "p99_ms": spread[2],
-            "client_cpu_us": 1e6 * (cpu_seconds() - (self.cpu or 0)) / max(1, len(self.latencies)),
+            **{f"{part}_cpu_us": 1e6 * (end[part] - begin[part]) / count for part in end},
         }
-
-
-def cpu_seconds():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def coalesced(options, inputs, watch):
     with SequenceClient(options.target) as client:
         sessions = [client.create_session(options.model) for _ in range(options.sessions)]
+        watch.start()
 
         def rounds(mine):
             work = [(session, inputs) for session in mine]
@@ -97,6 +108,7 @@ def coalesced(options, inputs, watch):
 async def asyncio_client(options, inputs, watch):
     async with AsyncSequenceClient(options.target) as client:
         sessions = [await client.create_session(options.model) for _ in range(options.sessions)]
+        watch.start()
 
         async def rounds(mine):
             work = [(session, inputs) for session in mine]
@@ -108,8 +120,8 @@ async def asyncio_client(options, inputs, watch):
         await asyncio.gather(*(rounds(sessions[g :: options.groups]) for g in range(options.groups)))
 
 
-async def connection(options, inputs, watch):
-    """One session over a channel of its own."""
+async def connection(options, inputs, watch, opened):
+    """One session over a channel of its own, stepped once ``opened`` says that all others are open."""
     channel = grpc.aio.insecure_channel(options.target, [("grpc.use_local_subchannel_pool", 1)])
     stub = sequence_service_pb2_grpc.SequenceServiceStub(channel)
     name = secrets.token_hex(16)
@@ -119,6 +131,7 @@ async def connection(options, inputs, watch):
     )
     stream = stub.StreamSteps() if options.mode == "stream" else None
     position = 0
+    await opened()
     while watch.running():
         started = time.perf_counter()
         request = pb.StepRequest(session_id=name, position=position, inputs=tensor)
@@ -135,7 +148,17 @@ async def connection(options, inputs, watch):
 
 
 async def connections(options, inputs, watch):
-    await asyncio.gather(*(connection(options, inputs, watch) for _ in range(options.sessions)))
+    left, everyone = options.sessions, asyncio.Event()
+
+    async def opened():
+        nonlocal left
+        left -= 1
+        if not left:
+            watch.start()
+            everyone.set()
+        await everyone.wait()
+
+    await asyncio.gather(*(connection(options, inputs, watch, opened) for _ in range(options.sessions)))
 
 
 async def predict(options, inputs, watch):
@@ -149,6 +172,7 @@ async def predict(options, inputs, watch):
         call = channel.unary_unary("/tensorflow.serving.PredictionService/Predict")
         describe = decode_predict(await call(encode_predict(key, "describe", {})))
         size = json.loads(string_output(describe, "config"))["state_size"]
+        watch.start()
         while watch.running():
             started = time.perf_counter()
             arrays = {
@@ -168,6 +192,7 @@ async def open_loop(options, inputs, watch):
     async with AsyncSequenceClient(options.target) as client:
         idle = [await client.session(options.model) for _ in range(options.sessions)]
         late = 0
+        watch.start()
 
         async def step(session, due):
             await session.step(inputs, timeout=60)
@@ -200,9 +225,11 @@ def main():
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--groups", type=int, default=1, help="threads of mode coalesced, tasks of asyncio")
     parser.add_argument("--rate", type=float, default=1000.0, help="requests a second of mode open")
+    parser.add_argument("--server", type=int, help="process of the server, if its CPU time is to be told")
+    parser.add_argument("--store", type=int, help="process of its store, likewise")
     options = parser.parse_args()
     inputs = np.random.default_rng(0).random((options.steps, 10), np.float32)
-    watch = Watch(options.seconds)
+    watch = Watch(options.seconds, {"server": options.server, "store": options.store})
     refused = 0
     if options.mode == "coalesced":
         coalesced(options, inputs, watch)

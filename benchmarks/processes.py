@@ -1,5 +1,6 @@
 """The processes that benchmarks measure: servers on free ports of loopback, and what they take."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -79,6 +80,18 @@ def cpu_seconds(pid):
     """CPU seconds of a process, all of its threads."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def cpu_of(server=None, store=None):
+    """CPU seconds of a gateway's own threads, of those that run its models, and of a store beside it, by process id."""
+    spent = {}
+    if server is not None:
+        spent = {"gateway": 0.0, "executor": 0.0}
+        for task in Path(f"/proc/{server}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                part = "executor" if (task / "comm").read_text().startswith(("runner", "tf_")) else "gateway"
+                spent[part] += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return spent if store is None else {**spent, "store": cpu_seconds(store)}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ which ``report.py`` makes the README's table. Figures are for comparing with eac
 
 import argparse
 import datetime as dt
+import functools
 import json
 import os
 import platform
@@ -116,6 +117,7 @@ def turn(seconds, bare, best, yardstick, echo, gateway, one):
     import yardstick as cpp
 
     groups = {sessions: ("--groups", number) for sessions, number in GROUPS.items()}
+    at_best = functools.partial(bare.measure, best["batch"], best["steps"], seconds / 2, xla=best["xla"])
     measured = {
         "numpy": float(script("numpy_yardstick", seconds / 2, environment=ONE_CORE)),
         "single": load(gateway, "coalesced", 64, 1, seconds, *groups[64]),
@@ -125,9 +127,10 @@ def turn(seconds, bare, best, yardstick, echo, gateway, one):
         "echo": load(echo, "stream", 1, 1, seconds / 2),
         "one": load(gateway, "stream", 1, 1, seconds / 2),
         "alone": bare.measure(1, 1, seconds / 2),
-        "best": bare.measure(best["batch"], best["steps"], seconds / 2, xla=best["xla"]),
+        "best": at_best(),
         "full": load(gateway, "coalesced", 256, 16, seconds, *groups[256]),
         "full_asyncio": load(gateway, "asyncio", 256, 16, seconds, *groups[256]),
+        "best_after": at_best(),
         "together": bare.measure(64, 16, seconds / 2),
         "cpp": cpp.measure(yardstick, batch=64, steps=16, seconds=seconds / 2, threads=2),
     }
@@ -219,25 +222,9 @@ def warm_up(gateway):
 def load(server, mode, sessions, steps, seconds, *more, store=None):
     """What ``load.py`` saw, and the CPU time that the server and the store took for each request."""
     command = [HERE / "load.py", mode, server.target, "--sessions", sessions, "--steps", steps, "--seconds", seconds]
-    before = cpu_of(server.process.pid, store)
-    done = subprocess.run(
-        [sys.executable, *map(str, command), *map(str, more)], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT
-    )
-    after = cpu_of(server.process.pid, store)
-    case = json.loads(done.stdout)
-    for name, value in after.items():
-        case[f"{name}_cpu_us"] = 1e6 * (value - before[name]) / max(1, case["all_requests"])
-    return case
-
-
-def cpu_of(pid, store):
-    """CPU seconds of a gateway's own threads, of those that run its models, and of a store beside it."""
-    spent = {"gateway": 0.0, "executor": 0.0}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        name, _, fields = (task / "stat").read_text().partition("(")[2].rpartition(")")
-        mine = "executor" if name.startswith(("runner", "tf_")) else "gateway"
-        spent[mine] += sum(map(int, fields.split()[11:13])) / processes.TICK
-    return spent if store is None else {**spent, "store": processes.cpu_seconds(store)}
+    command += ["--server", server.process.pid, *(() if store is None else ("--store", store)), *more]
+    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout)
 
 
 def shown(case, name=None):
