@@ -1,6 +1,8 @@
 """One version of a sequence model (docs/contract.md) in this process: loaded, checked, compiled and run."""
 
+import functools
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -127,8 +129,12 @@ class SavedModel:
     def _make_function(self, *, compile: bool) -> _Function:  # noqa: A002 - as in Keras
         """``step`` from four tensors to two, in the order of the contract.
 
-        Called flat: looking up what each argument is called costs as much as running a small batch.
+        Called flat: looking up what each argument is called costs as much as running a small batch. And by its name,
+        as TensorFlow itself calls it in the end: on the way there it looks for gradient tapes and graphs under
+        construction, of which there are none here, and words errors anew.
         """
+        from tensorflow.python.eager import context, execute
+
         specs = self._step.structured_input_signature[1]
 
         def step(inputs: Any, lengths: Any, reset: Any, state: Any) -> tuple[Any, Any]:
@@ -139,8 +145,16 @@ class SavedModel:
             step, input_signature=[specs[name] for name in _STEP_INPUTS], autograph=False, jit_compile=compile
         ).get_concrete_function()
         # What it closes over, the weights, are arguments too.
-        call, captured = function.inference_fn.call_flat, tuple(function.captured_inputs)
-        return lambda *tensors: call(*tensors, *captured)
+        captured = tuple(function.captured_inputs)
+        eager = context.context()
+        name = function.inference_fn.name.decode()
+        attributes = tuple(itertools.chain(*eager.function_call_options.as_attrs().items()))
+        run = functools.partial(execute.execute, name, len(_STEP_OUTPUTS), attrs=attributes, ctx=eager)
+
+        def call(*tensors: Any, function: Any = function) -> Any:  # while it is kept, TensorFlow knows it by its name
+            return run([*tensors, *captured])
+
+        return call
 
     def _run(self, function: _Function, batch: StepBatch) -> StepBatchResult:
         errors = self._tf.errors
