@@ -71,7 +71,6 @@ class IdlePoll:
         if self._idle_since is not None and self._clock() - self._idle_since < self._seconds:
             self._next_look = self._loop().call_soon(self._look)
         else:
-            self._expected = False
             self._stop()
 
     def _stop(self) -> None:

@@ -153,6 +153,19 @@ async def test_after_a_brief_step_that_was_alone_the_loop_looks_for_the_next_one
     assert threads.here == 3
 
 
+async def test_what_the_loop_looks_does_not_count_as_work(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.executors.brief._MOST_WORK", 0.0)
+    threads = Threads(monkeypatch)
+    for _ in range(9):
+        await executor.step(KEY, batch_of(1))
+    assert (threads.elsewhere, threads.here) == (9, 0)
+    executor._idle_poll._polled += 3600.0  # more than all that it has done
+    await executor.step(KEY, batch_of(1))
+    assert threads.here == 1
+
+
 async def test_beside_a_batch_in_a_thread_the_loop_does_not_look_for_more(
     executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

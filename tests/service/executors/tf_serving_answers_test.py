@@ -1,6 +1,7 @@
 """What the TensorFlow Serving executor makes of answers, errors and silence: against a model server that gives any."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
@@ -158,6 +159,16 @@ async def test_a_model_server_that_does_not_answer_is_given_up_at_the_time_limit
         with pytest.raises(ExecutorUnavailable, match=r"no model server answered for sums/1 within 0\.2 s"):
             await executor.step(ONE, random_batch(1, 1))
         assert fake.steps == 1
+
+
+async def test_a_model_server_that_is_away_is_waited_for_no_longer_than_the_time_limit() -> None:
+    async with contextlib.AsyncExitStack() as server:
+        port = await server.enter_async_context(running(FakeModelServer()))
+        async with executor_of(f"127.0.0.1:{port}", timeout=0.3, patience=60.0) as executor:
+            await server.aclose()
+            async with asyncio.timeout(30):
+                with pytest.raises(ExecutorUnavailable, match=r"no model server answered for sums/1 within 0\.3 s"):
+                    await executor.step(ONE, random_batch(1, 1))
 
 
 async def test_a_cancelled_step_is_cancelled_at_the_model_server_too() -> None:
