@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.executors import step_messages
@@ -104,6 +104,7 @@ def no_protobuf(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(step_messages, "decode_predict", parse)
 
 
+@settings(deadline=None)
 @given(shapes=st.lists(SHAPES, min_size=1, max_size=6), seed=st.integers(0, 99))
 def test_requests_say_what_protobuf_would_write(shapes: list[tuple[int, int]], seed: int) -> None:
     messages = StepMessages(TWO)
@@ -149,6 +150,7 @@ def test_outputs_that_are_the_state_too_are_told_from_it(write: Write, no_protob
     assert same(messages.result(write(expected.outputs, expected.state), batch), expected)
 
 
+@settings(deadline=None)
 @given(order=st.lists(st.tuples(st.sampled_from(FORMS), SHAPES, st.booleans()), min_size=1, max_size=20))
 def test_forms_and_shapes_may_come_in_any_order(order: list[tuple[Write, tuple[int, int], bool]]) -> None:
     messages = StepMessages(ONE)
@@ -160,6 +162,7 @@ def test_forms_and_shapes_may_come_in_any_order(order: list[tuple[Write, tuple[i
         assert same(messages.result(write(expected.outputs, expected.state), batch), expected)
 
 
+@settings(deadline=None)
 @given(data=st.data(), write=st.sampled_from(FORMS))
 def test_a_broken_answer_is_what_it_would_be_without_those_before(data: st.DataObject, write: Write) -> None:
     messages, batch = StepMessages(ONE), random_batch(2, 1)
