@@ -88,8 +88,10 @@ class Batcher:
         outcome: Outcome,
         caller: str = "",
         native: object = None,
+        *,
+        lone: bool = False,
     ) -> Chunk:
-        """Has chunks of as many time steps each run side by side; what comes of them goes to ``outcome``, later.
+        """Has chunks of as many time steps each run side by side; what comes of them goes to ``outcome``.
 
         Args:
             version: The model version to run them on.
@@ -99,6 +101,8 @@ class Batcher:
             outcome: Gets outputs and states, or errors as ``submit`` raises them, for each row.
             caller: Who asks.
             native: ``states`` as the executor has them (``StepBatch.native``), where they are an array.
+            lone: No other chunk is about to come that might share a batch with these: ``outcome`` may be told before
+                this returns. Else it is told later.
         """
         lane = self._lanes.get(version.key)
         if lane is None or lane.fingerprint != version.fingerprint:
@@ -106,7 +110,7 @@ class Batcher:
         chunk = Chunk(lane, inputs, states, deadline, outcome, caller, native)
         if self._origin is not None:
             chunk.origin = self._origin()
-        lane.put(chunk)
+        lane.put(chunk, lone=lone)
         return chunk
 
     def queued(self) -> dict[VersionKey, int]:

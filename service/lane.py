@@ -133,8 +133,16 @@ class Lane:
         """Rows of chunks that wait; those that were cancelled may be among them."""
         return self._short.rows + self._long.rows
 
-    def put(self, item: Chunk) -> None:
-        """Has a chunk wait for its turn, the first one or the next."""
+    def put(self, item: Chunk, *, lone: bool = False) -> None:
+        """Has a chunk wait for its turn, the first one or the next.
+
+        Args:
+            item: The chunk.
+            lone: No other is about to come that might share its batch: where it finds nothing before it, it is begun
+                at once, and may be through when this returns.
+        """
+        if lone and self._begin_lone(item):
+            return
         # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
         item.since = self._timer()
         short = not item.taken and item.left <= self._policy.max_steps_per_turn
@@ -143,6 +151,25 @@ class Lane:
         (self._short if short else self._long).append(item)
         item.waits = True
         self._go_soon()
+
+    def _begin_lone(self, item: Chunk) -> bool:
+        """Begins a batch of one chunk, short and with nothing before it: without the queue and what it is sorted by."""
+        if self._calls or self._short.rows or self._long.rows or self._halves or self._called or self._closed:
+            return False
+        now = self._clock()
+        if item.taken or item.left > self._policy.max_steps_per_turn or item.size > self._max_rows:
+            return False
+        if item.deadline <= now:  # as it is told where chunks are taken off their queue
+            return False
+        item.since = self._timer()
+        item.turn = item.left
+        self._short_until = now + self._policy.shared_seconds
+        self._overtaken = 0
+        self._observer.batch_formed(self._version.key, (0.0,) * item.size)
+        call = self._begin((item,), long=False)
+        if call.running.done():
+            self._hand_out(call.items, *self._end(call))
+        return True
 
     def left(self) -> None:
         """Somebody gave up a row that waits: its place in the queue is let go soon."""

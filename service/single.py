@@ -15,7 +15,7 @@ from service.deadlines import Deadlines
 from service.errors import DeadlineExceeded, ServiceError
 from service.express import LOOK_AGAIN, Came, Parts
 from service.sessions import Commit, Refused, Session, Told
-from service.types import FloatArray, ModelVersion, StepCall, StepReply, tuple_of
+from service.types import FloatArray, ModelVersion, SessionKey, StepCall, StepReply, tuple_of
 
 _log = logging.getLogger(__name__)
 
@@ -32,17 +32,18 @@ class SingleStep:
         version: The model version.
         began: When it was taken on, on the timer.
         gone: The only row of its chunk once it was given up; nothing before.
+        over: It is through: it holds nothing any more, and what it came to has been told.
     """
 
     __slots__ = (
         "_chunk",
         "_ended",
         "_name",
-        "_over",
         "_singles",
         "began",
         "call",
         "gone",
+        "over",
         "session",
         "tick",
         "version",
@@ -61,7 +62,7 @@ class SingleStep:
         self._singles = singles
         self._name = name
         self._ended = ended
-        self._over = False
+        self.over = False
         self._chunk: Chunk | None = None
         self.call = call
         self.session = session
@@ -72,7 +73,7 @@ class SingleStep:
 
     def __len__(self) -> int:
         """How many are not through: it is, or not."""
-        return 0 if self._over else 1
+        return 0 if self.over else 1
 
     def start(self, tick: int, chunk: Chunk) -> None:
         """It waits for its batch."""
@@ -80,7 +81,7 @@ class SingleStep:
 
     def names(self) -> Iterable[str]:
         """What it may be cancelled by."""
-        return () if self._over else (self._name,)
+        return () if self.over else (self._name,)
 
     def cancel(self, name: str | None = None) -> None:
         """Its caller gives it up, if this is its name; whatever it is called where there is none."""
@@ -127,9 +128,9 @@ class SingleStep:
 
     def _end(self, came: Came) -> None:
         """Lets go of what it held, and tells what it came to; once."""
-        if self._over:
+        if self.over:
             return
-        self._over = True
+        self.over = True
         self._chunk = None  # which refers to this: neither should have to wait for the garbage collector
         if isinstance(came, ServiceError):
             came.version = self.version.key
@@ -154,6 +155,7 @@ class Singles:
         self._observer = parts.observer
         self._timer = parts.timer
         self._deadlines = Deadlines()
+        self._last: SessionKey | None = None  # whose step came last
 
     def begin(self, call: StepCall, name: str, owner_limit: int | None, ended: Ended) -> SingleStep | None:
         """Takes a step on; None where it has to go the long way: then nothing has happened.
@@ -162,7 +164,7 @@ class Singles:
             call: The step.
             name: What it may be cancelled by.
             owner_limit: The most steps that the session's owner may have under way.
-            ended: Called with the step when it is through; never before this returns.
+            ended: Called with the step when it is through: before this returns where the step had nothing to wait for.
         """
         began = self._timer()
         if call.key in self._held:
@@ -184,8 +186,11 @@ class Singles:
             return None
         self._turns.take_one(call.key)
         step = SingleStep(self, call, name, session, version, ended, began)
-        chunk = self._batcher.put(version, inputs[None], [state], call.deadline, step, call.caller)
-        step.start(self._deadlines.add(step, call.deadline), chunk)
+        # Who sends the next step once the last one is answered, and nobody else: waiting for company is for nothing.
+        lone, self._last = call.key == self._last, call.key
+        chunk = self._batcher.put(version, inputs[None], [state], call.deadline, step, call.caller, lone=lone)
+        if not step.over:
+            step.start(self._deadlines.add(step, call.deadline), chunk)
         return step
 
     def commit(self, step: SingleStep, outputs: FloatArray, state: FloatArray) -> None:

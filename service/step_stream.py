@@ -177,6 +177,8 @@ class StepStream:
                 else:  # most messages: what is done for them need not be able to wait
                     self._count_in(1)
                     self._start_one(message)
+                    if self._done:
+                        await asyncio.sleep(0)  # what is answered goes out before the next message is asked for
                 continue
             refused: ServiceError | None = None
             try:
@@ -257,7 +259,7 @@ class StepStream:
             handle = self._begin_one(request, self._arrived)
         if handle is None:
             self._start_task(request)
-        else:
+        elif len(handle):  # else it is through already
             self._handles.add(handle)
 
     def _start(self, requests: Sequence[pb.StepRequest]) -> None:
@@ -280,7 +282,7 @@ class StepStream:
 
     def _note_begun(self, begun: Begun) -> None:
         handles, others = begun
-        self._handles.update(handles)
+        self._handles.update([handle for handle in handles if len(handle)])
         for request in others:
             self._start_task(request)
 

@@ -39,8 +39,8 @@ async def test_sessions_do_not_wait_for_each_other():
 async def test_nothing_is_kept_for_a_session_that_nobody_steps():
     turns = Turns()
     async with turns.of(KEY):
-        assert turns._waiting
-    assert not turns._waiting
+        assert turns.held == {KEY}
+    assert (len(turns.held), len(turns._waiting)) == (0, 0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -69,6 +69,6 @@ def test_whoever_is_cancelled_the_others_get_their_turn_one_at_a_time(cancels, t
         async with asyncio.timeout(5):
             await asyncio.gather(*tasks, return_exceptions=True)
         assert through == [number for number, task in enumerate(tasks) if not task.cancelled()]
-        assert not turns._waiting
+        assert (len(turns.held), len(turns._waiting)) == (0, 0)
 
     asyncio.run(run())
