@@ -86,11 +86,16 @@ class RequestSteps:
 
     def render(self, answers: Answers, places: Sequence[int], replies: Sequence[StepReply]) -> Sequence[Answer]:
         """See ``AlikeSteps``."""
-        names, session_ids, of = self.names, self.session_ids, answers.of
-        data = [of(names[place], session_ids[place], reply) for place, reply in zip(places, replies, strict=True)]
-        block = _in_a_block(len(data), sum(map(len, data)))
-        parts = [data[begin : begin + block] for begin in range(0, len(data), block)]
-        return [Answer(b"".join(part), len(part)) for part in parts]
+        names, session_ids = take(self.names, places), take(self.session_ids, places)
+        if not replies:
+            return ()
+        if not isinstance(replies, Replies):
+            replies = Replies.of(replies)
+        block = _in_a_block(len(replies), replies.outputs.nbytes)
+        if block >= len(replies):
+            return (answers.of_requests(names, session_ids, replies),)
+        parts = [slice(at, at + block) for at in range(0, len(replies), block)]
+        return [answers.of_requests(names[part], session_ids[part], replies[part]) for part in parts]
 
     def finish(self, time: int, width: int) -> Sequence[pb.StepRequest]:
         """Makes ``inputs``; returns the steps in which there is NaN or Inf, which are taken out."""
@@ -148,11 +153,47 @@ Sorted: TypeAlias = tuple[Sequence[AlikeSteps], Sequence[pb.StepRequest]]
 def parse_requests(requests: Sequence[pb.StepRequest], max_chunk_bytes: int) -> Sorted:
     """Sorts a message's requests by the shape of their inputs and by their time limit, which it rounds up a little.
 
-    One pass, and no call that is not needed: it is done for every step.
-
     Returns:
         Those that look alike, and those that ``codec.parse_step`` or ``codec.parse_timeout`` refuse.
     """
+    return _parse_alike(requests, max_chunk_bytes) or _sort(requests, max_chunk_bytes)
+
+
+def _parse_alike(requests: Sequence[pb.StepRequest], max_chunk_bytes: int) -> Sorted | None:
+    """Those of a message in which all look alike, as most do: a column at a time, for half of what ``_sort`` takes.
+
+    None where they do not, or something is wrong with one of them.
+    """
+    tensors = [request.inputs for request in requests]
+    shape: Sequence[int] = tensors[0].shape if tensors else ()
+    if len(shape) != 2:
+        return None
+    time, width = shape
+    contents = [tensor.content for tensor in tensors]
+    (size, *others) = set(map(len, contents))
+    if others or time < 1 or size != 4 * time * width or not 0 < size <= max_chunk_bytes:
+        return None
+    for tensor in tensors:
+        if tensor.dtype != FLOAT32 or tensor.shape != shape:
+            return None
+    limits = {
+        ((limit := request.timeout).seconds, limit.nanos) if request.HasField("timeout") else None
+        for request in requests
+    }
+    (ticks, *others) = {0 if limit is None else _ticks(*limit) for limit in limits}
+    names = [request.request_id for request in requests]
+    if others or ticks < 0 or max(map(len, names)) > MAX_REQUEST_ID:
+        return None
+    steps = RequestSteps(_seconds(ticks))
+    steps.requests, steps.names, steps.contents = list(requests), names, contents
+    steps.session_ids = [request.session_id for request in requests]
+    steps.positions = [request.position if request.HasField("position") else None for request in requests]
+    refused = steps.finish(time, width)
+    return ((steps,) if steps.requests else ()), refused
+
+
+def _sort(requests: Sequence[pb.StepRequest], max_chunk_bytes: int) -> Sorted:
+    """One pass, and no call that is not needed: it is done for every step."""
     by_look: dict[tuple[int, int, int], RequestSteps] = {}
     others: list[pb.StepRequest] = []
     for request in requests:

@@ -36,12 +36,23 @@ def blocks(draw):
     return names, Replies(positions, outputs(draw, len(names)))
 
 
+@st.composite
+def several(draw):
+    """Request ids, session ids, and the replies of steps that came as requests."""
+    names, replies = draw(blocks())
+    return names, draw(st.lists(NAMES, min_size=len(names), max_size=len(names))), replies
+
+
 def made_anew(told):
     """The message that says one of these."""
     if len(told) == 3:
-        request_id, session_id, reply = told
-        request = pb.StepRequest(request_id=request_id, session_id=session_id)
-        return pb.StreamStepsResponse(responses=[codec.render_reply(request, reply)])
+        *ids, replies = told
+        if isinstance(replies, StepReply):
+            ids, replies = [[name] for name in ids], [replies]
+        requests = [pb.StepRequest(request_id=one, session_id=other) for one, other in zip(*ids, strict=True)]
+        return pb.StreamStepsResponse(
+            responses=[codec.render_reply(request, reply) for request, reply in zip(requests, replies, strict=True)]
+        )
     names, replies = told
     tensor = tensor_pb2.Tensor(dtype=1, shape=replies.outputs.shape, content=replies.outputs.astype("<f4").tobytes())
     return pb.StreamStepsResponse(
@@ -49,13 +60,17 @@ def made_anew(told):
     )
 
 
-@given(st.lists(singles() | blocks(), max_size=12), st.integers(1, 2000))
+@given(st.lists(singles() | blocks() | several(), max_size=12), st.integers(1, 2000))
 def test_what_is_filled_in_anew_says_what_a_new_message_would(told, written):
     answers = Answers(written)
     whole, parts = pb.StreamStepsResponse(), []
     for one in told:
-        if len(one) == 3:
+        if isinstance(one[-1], StepReply):
             parts.append(answers.of(*one))
+        elif len(one) == 3:
+            answer = answers.of_requests(*one)
+            assert answer.steps == len(one[0])
+            parts.append(answer.data)
         else:
             answer = answers.of_columns(*one)
             assert answer.steps == len(one[0])
@@ -63,6 +78,31 @@ def test_what_is_filled_in_anew_says_what_a_new_message_would(told, written):
         assert pb.StreamStepsResponse.FromString(parts[-1]) == made_anew(one)
         whole.MergeFrom(made_anew(one))
     assert pb.StreamStepsResponse.FromString(b"".join(parts)) == whole
+
+
+def test_responses_of_as_many_steps_have_the_shape_of_their_own_outputs():
+    answers = Answers()
+    for count, shape in ((3, (2, 2)), (3, (1, 4)), (2, (1, 4)), (3, (2, 2)), (3, (4, 1))):
+        names = [str(number) for number in range(count)]
+        replies = Replies(range(count), np.random.default_rng(0).random((count, *shape), np.float32))
+        data = answers.of_requests(names, names, replies).data
+        assert pb.StreamStepsResponse.FromString(data) == made_anew((names, names, replies))
+
+
+def test_what_was_written_into_a_message_is_let_go_now_and_then():
+    answers, replies = Answers(10_000), Replies([1, 2], np.zeros((2, 1, 250), np.float32))
+    ways = {
+        "_single": lambda: answers.of("a", "s", replies[0]),
+        "_several": lambda: answers.of_requests("ab", "st", replies),
+        "_columns": lambda: answers.of_columns("ab", replies),
+    }
+    for name, tell in ways.items():
+        messages = []
+        for _ in range(40):
+            tell()
+            messages.append(getattr(answers, name))
+        kept = len({id(message) for message in messages})
+        assert 4 <= kept <= 10, name
 
 
 def test_refusals_are_told_one_by_one():

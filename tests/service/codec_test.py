@@ -2,7 +2,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -142,6 +142,8 @@ def test_times():
 
 
 ODD = {
+    "negative": lambda request: set_shape(request, [-size for size in request.inputs.shape]),
+    "turned": lambda request: set_shape(request, request.inputs.shape[::-1]),
     "rank": lambda request: request.inputs.shape.append(1),
     "empty": lambda request: request.inputs.shape.__setitem__(0, 0),
     "bytes": lambda request: setattr(request.inputs, "content", request.inputs.content[:-1]),
@@ -154,6 +156,10 @@ ODD = {
 }
 
 
+def set_shape(request, shape):
+    request.inputs.shape[:] = shape
+
+
 def is_refused(request):
     try:
         codec.parse_timeout(request)
@@ -163,19 +169,41 @@ def is_refused(request):
     return False
 
 
+LIMITS = st.sampled_from([None, 1, 999_999_999, 1_000_000_000, 1_000_000_001, 60 * 10**9])
+LOOKS = st.integers(1, 3), st.sampled_from([2, 3]), LIMITS
+POSITIONS = st.one_of(st.none(), st.integers(0, 9))
+
+
+@st.composite
+def all_alike(draw):
+    """Steps of one look, of which one may be odd."""
+    look = [draw(part) for part in LOOKS]
+    wanted = [(*look, position, None) for position in draw(st.lists(POSITIONS, min_size=1, max_size=6))]
+    at = draw(st.integers(-12, len(wanted) - 1))
+    if at >= 0:
+        wanted[at] = (*wanted[at][:-1], draw(st.sampled_from(sorted(ODD))))
+    return wanted
+
+
+@settings(deadline=None)
 @given(
     st.lists(
-        st.tuples(
-            st.integers(1, 3),
-            st.sampled_from([2, 3]),
-            st.sampled_from([None, 1, 999_999_999, 1_000_000_000, 1_000_000_001, 60 * 10**9]),
-            st.one_of(st.none(), st.integers(0, 9)),
-            st.one_of(st.none(), st.none(), st.sampled_from(sorted(ODD))),
-        ),
+        st.tuples(*LOOKS, POSITIONS, st.one_of(st.none(), st.none(), st.sampled_from(sorted(ODD)))),
         max_size=12,
     )
+    | all_alike()
 )
 def test_steps_that_look_alike_are_read_together_as_they_are_one_by_one(wanted):
+    check_read_together(wanted)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, None])
+@pytest.mark.parametrize("odd", sorted(ODD))
+def test_odd_steps_are_told_from_those_that_look_alike(odd, at):
+    check_read_together([(2, 3, 10**9, 0, odd if at in (number, None) else None) for number in range(3)])
+
+
+def check_read_together(wanted):
     requests = []
     for number, (time, width, nanoseconds, position, odd) in enumerate(wanted):
         request = pb.StepRequest(
@@ -212,7 +240,7 @@ def test_steps_that_look_alike_are_read_together_as_they_are_one_by_one(wanted):
 def test_replies_are_rendered_as_one_by_one():
     requests = [step(request_id=str(n)) for n in range(3)]
     (steps,), _ = parse_requests(requests, 1000)
-    replies = [StepReply(n, np.full((n + 1, 2), n, np.float32)) for n in (2, 0)]
+    replies = [StepReply(n, np.full((1, 2), n, np.float32)) for n in (2, 0)]
     message = pb.StreamStepsResponse()
     for answer in steps.render(Answers(), [2, 0], replies):
         message.MergeFromString(answer.data)

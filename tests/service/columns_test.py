@@ -17,6 +17,7 @@ from service.alike import parse_columns, parse_requests
 from service.answers import Answers
 from service.columns import Columns, check_count
 from service.errors import InvalidArgument, InvalidTensor, MessageTooLarge
+from service.sessions.cohort import Replies
 from service.types import StepReply
 from tests.service.refusals import reason_of
 from tests.service.support import INPUT_DIM, random_inputs, run_whole, running_gateway
@@ -315,6 +316,21 @@ def test_results_are_rendered_in_blocks_that_fit_a_message():
     assert list(results) == ["s0", "s1", "s2", "s4", "s5", "s6", "s8"]
     assert [(position, row[0, 0]) for position, row in results.values()] == [(n, n) for n in range(7)]
     assert Counter(row.shape for _, row in results.values()) == {(100_000, 1): 7}
+
+
+def test_responses_are_rendered_in_blocks_that_fit_a_message():
+    names = [f"s{n}" for n in range(9)]
+    (steps,), _ = parse_requests(Columns.of(columns_of(names, np.zeros((9, 1, 2)))).requests(), 100)
+    replies = Replies(range(7), np.repeat(np.arange(7, dtype=np.float32), 100_000).reshape(7, 100_000, 1))
+    for told in (replies, list(replies)):
+        answers = steps.render(Answers(), [0, 1, 2, 4, 5, 6, 8], told)
+        assert [answer.steps for answer in answers] == [2, 2, 2, 1]
+        message = pb.StreamStepsResponse.FromString(b"".join(answer.data for answer in answers))
+        assert [one.session_id for one in message.responses] == ["s0", "s1", "s2", "s4", "s5", "s6", "s8"]
+        assert [one.position for one in message.responses] == list(range(7))
+        for one, reply in zip(message.responses, replies, strict=True):
+            assert one.outputs.content == reply.outputs.tobytes()
+    assert not list(steps.render(Answers(), [], []))
 
 
 def test_counts_and_shapes_are_checked():
