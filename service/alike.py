@@ -21,6 +21,8 @@ from service.types import FloatArray, StepReply, all_finite, take
 _TICKS_A_SECOND = 100
 # A block of results holds about this many bytes at the most, so that messages can be made of any size above it.
 _BLOCK_BYTES = 1024 * 1024
+# The most that a result has beside its outputs: two ids, one of them of any characters, and a position.
+_BESIDE = 384
 
 
 class AlikeSteps(Protocol):
@@ -247,8 +249,8 @@ def parse_columns(columns: Columns, max_chunk_bytes: int) -> Sorted:
 
 
 def _in_a_block(steps: int, size: int) -> int:
-    """How many of so many steps a block of results holds, where all have so many bytes together; at least one."""
-    return max(1, _BLOCK_BYTES * steps // max(1, size))
+    """How many of so many steps a block of results holds, where all outputs have so many bytes together; at least 1."""
+    return max(1, _BLOCK_BYTES * steps // (size + steps * _BESIDE))
 
 
 def _ticks(seconds: int, nanos: int) -> int:

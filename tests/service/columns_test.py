@@ -333,6 +333,22 @@ def test_responses_are_rendered_in_blocks_that_fit_a_message():
     assert not list(steps.render(Answers(), [], []))
 
 
+@pytest.mark.parametrize("form", ["requests", "columns"])
+def test_blocks_of_many_small_results_fit_a_message_as_well(form):
+    names = [f"{number:05}" + 59 * "\N{GRINNING FACE}" for number in range(16_384)]
+    columns = columns_of([f"{number:064}" for number in range(len(names))], np.zeros((len(names), 1, 1)))
+    columns.request_ids[:] = names
+    parsed = Columns.of(columns)
+    (steps,), _ = parse_columns(parsed, 100) if form == "columns" else parse_requests(parsed.requests(), 100)
+    replies = Replies([2**62] * len(names), np.zeros((len(names), 1, 1), np.float32))
+    answers = steps.render(Answers(), range(len(names)), replies)
+    assert sum(answer.steps for answer in answers) == len(names)
+    assert max(len(answer.data) for answer in answers) <= 1024 * 1024
+    message = pb.StreamStepsResponse.FromString(b"".join(answer.data for answer in answers))
+    told = [one.request_id for one in message.responses] or [name for c in message.columns for name in c.request_ids]
+    assert told == names
+
+
 def test_counts_and_shapes_are_checked():
     message = message_of(columns_of(["a", "b"], np.zeros((2, 1, 2))), requests=[pb.StepRequest()])
     check_count(message, 3)
