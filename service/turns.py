@@ -44,9 +44,16 @@ class Turns:
             self._held.remove(key)
 
     def release(self, keys: Sequence[SessionKey]) -> None:
-        """Hands each turn to the first of those who wait for it."""
+        """Hands each turn to the first of those who wait for it.
+
+        Raises:
+            KeyError: one is not held, or comes twice: two have had the same turn.
+        """
         if not self._waiting:
+            left = len(self._held) - len(keys)
             self._held.difference_update(keys)
+            if len(self._held) != left:
+                raise KeyError("a turn was let go of that nobody held")
             return
         for key in keys:
             self._hand_over(key)

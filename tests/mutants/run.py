@@ -229,7 +229,7 @@ MUTANTS = (
         SINGLE,
         "            self._singles.refused(self, told)\n            came = None\n",
         "            came = told.session.last and told.session.last.reply\n",
-        f"{PROTOCOL}test_exactly_once_over_valkey",
+        "tests/service/at_once_test.py::test_a_session_that_is_another_one_by_the_commit_is_left_to_the_long_way",
     ),
     Mutant(
         "single: does not look whether a step is the next",

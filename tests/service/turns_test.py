@@ -1,5 +1,6 @@
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +42,29 @@ async def test_nothing_is_kept_for_a_session_that_nobody_steps():
     async with turns.of(KEY):
         assert turns.held == {KEY}
     assert (len(turns.held), len(turns._waiting)) == (0, 0)
+
+
+async def test_turns_that_are_let_go_of_together_go_to_those_who_wait():
+    turns, keys = Turns(), [SessionKey("p", name) for name in "abc"]
+    turns.take(keys)
+    waiting = turns.wait(keys[1])
+    turns.release(keys)
+    assert waiting.done()
+    assert turns.held == {keys[1]}
+    turns.release(keys[1:2])
+    assert not turns.held
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_turn_that_nobody_holds_cannot_be_let_go_of(waits):
+    turns, other = Turns(), SessionKey("p", "b")
+    turns.take([KEY, other])
+    if waits:
+        turns.wait(other)
+    with pytest.raises(KeyError):
+        turns.release([KEY, KEY])
+    with pytest.raises(KeyError):
+        turns.release_one(KEY)
 
 
 @settings(max_examples=200, deadline=None)
