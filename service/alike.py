@@ -89,15 +89,7 @@ class RequestSteps:
     def render(self, answers: Answers, places: Sequence[int], replies: Sequence[StepReply]) -> Sequence[Answer]:
         """See ``AlikeSteps``."""
         names, session_ids = take(self.names, places), take(self.session_ids, places)
-        if not replies:
-            return ()
-        if not isinstance(replies, Replies):
-            replies = Replies.of(replies)
-        block = _in_a_block(len(replies), replies.outputs.nbytes)
-        if block >= len(replies):
-            return (answers.of_requests(names, session_ids, replies),)
-        parts = [slice(at, at + block) for at in range(0, len(replies), block)]
-        return [answers.of_requests(names[part], session_ids[part], replies[part]) for part in parts]
+        return [answers.of_requests(names[at], session_ids[at], block) for at, block in _in_blocks(replies)]
 
     def finish(self, time: int, width: int) -> Sequence[pb.StepRequest]:
         """Makes ``inputs``; returns the steps in which there is NaN or Inf, which are taken out."""
@@ -138,15 +130,7 @@ class ColumnSteps:
     def render(self, answers: Answers, places: Sequence[int], replies: Sequence[StepReply]) -> Sequence[Answer]:
         """See ``AlikeSteps``."""
         names = take(self.names, places)
-        if not replies:
-            return ()
-        if not isinstance(replies, Replies):
-            replies = Replies.of(replies)
-        block = _in_a_block(len(replies), replies.outputs.nbytes)
-        if block >= len(replies):
-            return (answers.of_columns(names, replies),)
-        begins = range(0, len(replies), block)
-        return [answers.of_columns(names[at : at + block], replies[at : at + block]) for at in begins]
+        return [answers.of_columns(names[at], block) for at, block in _in_blocks(replies)]
 
 
 Sorted: TypeAlias = tuple[Sequence[AlikeSteps], Sequence[pb.StepRequest]]
@@ -248,9 +232,17 @@ def parse_columns(columns: Columns, max_chunk_bytes: int) -> Sorted:
     return (), columns.requests()
 
 
-def _in_a_block(steps: int, size: int) -> int:
-    """How many of so many steps a block of results holds, where all outputs have so many bytes together; at least 1."""
-    return max(1, _BLOCK_BYTES * steps // (size + steps * _BESIDE))
+def _in_blocks(replies: Sequence[StepReply]) -> Sequence[tuple[slice, Replies]]:
+    """Replies with outputs of one shape, cut into blocks of a limited size; which of them each is."""
+    count = len(replies)
+    if not count:
+        return ()
+    if not isinstance(replies, Replies):
+        replies = Replies.of(replies)
+    most = max(1, _BLOCK_BYTES * count // (replies.outputs.nbytes + count * _BESIDE))
+    if most >= count:
+        return ((slice(None), replies),)
+    return [(at := slice(begin, begin + most), replies[at]) for begin in range(0, count, most)]
 
 
 def _ticks(seconds: int, nanos: int) -> int:

@@ -22,15 +22,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from service.chunk import Chunk, extent_of, gather, halves_of, rows_of
 from service.durations import MeanDuration
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
+from service.model_output import bad_rows, check_shapes
 from service.observing import BatchRun, Observer
-from service.types import BoolArray, ModelVersion, StepBatch, StepBatchResult, all_finite, tuple_of
+from service.types import ModelVersion, StepBatch, StepBatchResult, tuple_of
 
 _log = logging.getLogger(__name__)
 
@@ -266,7 +265,7 @@ class Lane:
         try:
             result = call.running.result()
             if call.batch is not None:
-                _check_shapes(self._version, call.batch, result)
+                check_shapes(self._version, call.batch, result)
         except ServiceError as error:
             return None, error.with_traceback(None)
         except asyncio.CancelledError:
@@ -291,7 +290,7 @@ class Lane:
             for item in items:
                 item.fail(error or AssertionError("no result and no error"))
             return
-        bad = None if result.finite else _bad_rows(result, rows_of(items))
+        bad = None if result.finite else bad_rows(result, rows_of(items))
         begin = 0
         for item in items:
             end = begin + item.size
@@ -387,24 +386,3 @@ class Lane:
         padded, most, _ = batch.inputs.shape
         seconds = self._timer() - call.began
         return tuple_of(BatchRun, (self._version.key, rows, steps, padded * most, seconds, failed))
-
-
-def _check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResult) -> None:
-    rows, steps, _ = batch.inputs.shape
-    expected = ((rows, steps, version.output_dim), (rows, version.state_size))
-    came = (result.outputs.shape, result.state.shape)
-    if came != expected:
-        raise BadModelOutput(
-            f"model {version.key} answered outputs {came[0]} and state {came[1]}; "
-            f"expected {expected[0]} and {expected[1]}"
-        )
-
-
-def _bad_rows(result: StepBatchResult, rows: int) -> BoolArray | None:
-    """Which of the first ``rows`` rows hold NaN or Inf; None where none does."""
-    if all_finite(result.outputs[:rows], result.state[:rows]):
-        return None
-    bad = np.zeros(rows, np.bool_)
-    for row in range(rows):
-        bad[row] = not (np.isfinite(result.outputs[row]).all() and np.isfinite(result.state[row]).all())
-    return bad
