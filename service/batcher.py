@@ -8,7 +8,7 @@ The batcher knows neither sessions nor messages: inputs and a state go in, outpu
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 
 from service.chunk import Chunk, Outcome
 from service.executors import Executor
@@ -51,7 +51,14 @@ class Batcher:
         self._closing: set[asyncio.Task[None]] = set()
 
     async def submit(
-        self, version: ModelVersion, inputs: FloatArray, state: FloatArray | None, deadline: float, caller: str = ""
+        self,
+        version: ModelVersion,
+        inputs: FloatArray,
+        state: FloatArray | None,
+        deadline: float,
+        caller: str = "",
+        *,
+        source: Hashable = None,
     ) -> tuple[FloatArray, FloatArray]:
         """Runs one chunk from ``state`` on.
 
@@ -61,6 +68,7 @@ class Batcher:
             state: ``[state_size]``; None for the model's initial state. It is read, never written.
             deadline: On the event loop's clock; past it the chunk is dropped.
             caller: Who asks: callers take turns.
+            source: What tells the chunks of one session from those of another.
 
         Returns:
             ``outputs`` ``[time, output_dim]`` and the state after them ``[state_size]``, both the caller's own.
@@ -71,7 +79,7 @@ class Batcher:
             ExecutorUnavailable, ModelVersionUnavailable: it could not be run.
         """
         future: asyncio.Future[tuple[FloatArray, FloatArray]] = asyncio.get_running_loop().create_future()
-        chunk = self.put(version, inputs[None], [state], deadline, _One(future), caller)
+        chunk = self.put(version, inputs[None], [state], deadline, _One(future), caller, source=source)
         try:
             return await future
         finally:
@@ -90,6 +98,7 @@ class Batcher:
         native: object = None,
         *,
         lone: bool = False,
+        source: Hashable = None,
     ) -> Chunk:
         """Has chunks of as many time steps each run side by side; what comes of them goes to ``outcome``.
 
@@ -103,11 +112,13 @@ class Batcher:
             native: ``states`` as the executor has them (``StepBatch.native``), where they are an array.
             lone: No other chunk is about to come that might share a batch with these: ``outcome`` may be told before
                 this returns. Else it is told later.
+            source: As of ``submit``; of many rows, that of the first.
         """
         lane = self._lanes.get(version.key)
         if lane is None or lane.fingerprint != version.fingerprint:
             lane = self._open(version)
         chunk = Chunk(lane, inputs, states, deadline, outcome, caller, native)
+        chunk.source = source
         if self._origin is not None:
             chunk.origin = self._origin()
         lane.put(chunk, lone=lone)

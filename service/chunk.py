@@ -2,7 +2,7 @@
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -42,7 +42,8 @@ class Chunk:
     """Rows that run side by side: ``taken`` of their time steps have run and brought them to ``states``.
 
     ``size`` is the number of its rows, ``turn`` how many time steps run in its batch, ``waits`` whether it
-    is in none, ``since`` when it last went into the queue, ``origin`` what it came from.
+    is in none, ``since`` when it last went into the queue, ``origin`` what it came from, ``source`` who sent it: the
+    same for each chunk of a session, or of sessions that are stepped together.
 
     Args:
         lane: What it is put in.
@@ -67,6 +68,7 @@ class Chunk:
         "rows",
         "since",
         "size",
+        "source",
         "states",
         "taken",
         "turn",
@@ -98,6 +100,7 @@ class Chunk:
         self.waits = False
         self.since = 0.0
         self.origin: object = None
+        self.source: Hashable = None
         self.outputs: list[FloatArray] = []
 
     @property

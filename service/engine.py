@@ -168,7 +168,9 @@ class Engine:
         version = await self.catalog.pinned_or_new(session.info)
         _check_against(version, call, session)
         await self._store.extend(call.key, self._checkout(call.deadline))
-        outputs, state = await self._batcher.submit(version, call.inputs, session.state, call.deadline, call.caller)
+        outputs, state = await self._batcher.submit(
+            version, call.inputs, session.state, call.deadline, call.caller, source=call.key
+        )
         return Commit(
             token=session.token,
             position=call.position,

@@ -340,7 +340,9 @@ class Express:
             states, native = steps.sessions.states, steps.sessions.native
         else:
             states, native = [session.state for session in steps.sessions], None
-        chunk = self._batcher.put(steps.version, inputs, states, calls.deadline, steps, calls.caller, native)
+        chunk = self._batcher.put(
+            *(steps.version, inputs, states, calls.deadline, steps, calls.caller, native), source=steps.keys[0]
+        )
         steps.start(self._deadlines.add(steps, calls.deadline), chunk)
         return True
 

@@ -19,7 +19,7 @@ import itertools
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from service.chunk import Chunk, extent_of, gather, halves_of, rows_of
@@ -38,6 +38,8 @@ _OVERTAKING = 3
 # A batch of at most so many rows x time steps is small, and brief where such batches take no longer than this.
 _SMALL_CELLS = 64
 _BRIEF_S = 3e-3
+# Whose chunks are about to come is told by so many of those that came last.
+_RECENT = 16
 # Where batches take longer than this, it hardly matters how long the executor waits for the next one.
 _AHEAD_S = 30e-3
 
@@ -119,6 +121,7 @@ class Lane:
         self._ahead = 0 if self._eager is None else self._eager.ahead
         self._small, self._large = MeanDuration(10 * _BRIEF_S), MeanDuration(10 * _AHEAD_S)  # by the size of the batch
         self._halves: deque[list[Chunk]] = deque()  # of batches that failed as a whole
+        self._recent: deque[Hashable] = deque(maxlen=_RECENT)  # the sources of those that came last
         self._called = False  # ``go`` is, soon
         self._closed = False
 
@@ -140,6 +143,8 @@ class Lane:
             lone: No other is about to come that might share its batch: where it finds nothing before it, it is begun
                 at once, and may be through when this returns.
         """
+        if not item.taken:
+            self._recent.append(item.source)
         if lone and self._begin_lone(item):
             return
         # A long chunk stays among the long ones to its end: what is left of it must not queue behind a flood.
@@ -230,7 +235,9 @@ class Lane:
             # In another process it may hang, and others beside it need not: nothing waits for that.
             call.brief = self._eager is not None and call.small and self._small.seconds <= _BRIEF_S
             if self._eager is not None:
-                call.running = self._eager.begin(self._version.key, batch)
+                # Of more sources than twice what is in it: the next ones are on their way while it runs.
+                company = 2 * len(items) < _RECENT and len(set(self._recent)) > 2 * len(items)
+                call.running = self._eager.begin(self._version.key, batch, company=company)
             else:
                 call.running = self._loop.create_task(self._executor.step(self._version.key, batch))
         except Exception as error:  # noqa: BLE001 - told when it ends, like all that goes wrong later

@@ -149,7 +149,9 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         )
 
     async def Step(self, request: pb.StepRequest, context: Context) -> pb.StepResponse:
-        return await self._step(request, context.time_remaining())
+        remaining = context.time_remaining()
+        response = await self._run_single(request, remaining)
+        return await self._step(request, remaining) if response is None else response
 
     async def BatchStep(self, request: pb.BatchStepRequest, context: Context) -> pb.BatchStepResponse:
         responses = [pb.StepResponse()] * len(request.requests)
@@ -184,6 +186,15 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         principal = current()
         call = self._parse(request, principal.name, remaining)
         return codec.render_reply(request, await self._engine.step(call, principal.max_queued_steps))
+
+    async def _run_single(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse | None:
+        """The same without what a step needs that waits for its session; None where it has to go that way."""
+        if self._singles is None:
+            return None
+        principal = current()
+        call = self._parse(request, principal.name, remaining)
+        reply = await self._singles.step(call, principal.max_queued_steps)
+        return None if reply is None else codec.render_reply(request, reply)
 
     def _parse(self, request: pb.StepRequest, owner: str, remaining: float | None = None) -> StepCall:
         limit = codec.parse_timeout(request)

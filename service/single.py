@@ -188,10 +188,39 @@ class Singles:
         step = SingleStep(self, call, name, session, version, ended, began)
         # Who sends the next step once the last one is answered, and nobody else: waiting for company is for nothing.
         lone, self._last = call.key == self._last, call.key
-        chunk = self._batcher.put(version, inputs[None], [state], call.deadline, step, call.caller, lone=lone)
+        chunk = self._batcher.put(
+            version, inputs[None], [state], call.deadline, step, call.caller, lone=lone, source=call.key
+        )
         if not step.over:
             step.start(self._deadlines.add(step, call.deadline), chunk)
         return step
+
+    async def step(self, call: StepCall, owner_limit: int | None) -> StepReply | None:
+        """Takes a step on and waits for it; None where it has to go the long way: then nothing was applied.
+
+        Raises:
+            ServiceError: as of ``Engine.step``.
+        """
+        outcome: asyncio.Future[Came] = asyncio.get_running_loop().create_future()
+
+        def ended(step: SingleStep, came: Came) -> None:
+            if not outcome.done():
+                outcome.set_result(came)
+
+        step = self.begin(call, "", owner_limit, ended)
+        if step is None:
+            return None
+        try:
+            came = await outcome
+        except asyncio.CancelledError:
+            step.cancel()
+            raise
+        if isinstance(came, BaseException):
+            try:
+                raise came
+            finally:
+                del came, outcome  # it holds this frame, which must not hold it
+        return came
 
     def commit(self, step: SingleStep, outputs: FloatArray, state: FloatArray) -> None:
         """Has what a step came to written; the store tells it how that went. Both arrays are the batch's."""

@@ -78,6 +78,10 @@ class Eager(Protocol):
         """
         ...
 
-    def begin(self, key: VersionKey, batch: StepBatch) -> asyncio.Future[StepBatchResult]:
-        """``Executor.step``, which runs by the time that this returns."""
+    def begin(self, key: VersionKey, batch: StepBatch, *, company: bool = False) -> asyncio.Future[StepBatchResult]:
+        """``Executor.step``, which runs by the time that this returns, or has run.
+
+        ``company`` says that rows of others are about to come, which share the next batch if this one leaves the event
+        loop time to take them on.
+        """
         ...

@@ -17,6 +17,9 @@ _MANY_ROWS = 16
 # Shares of the time that a thread may have worked: all of it for a small batch, all but such runs for a large one.
 _MOST_WORK = 0.9
 _MOST_OWN_WORK = 0.75
+# All of it, and with it the runs that it left to others, where more rows are about to come: those that come while one
+# is run elsewhere share the next batch, and past this share of its time that is worth more than two wake-ups.
+_MOST_WITH_COMPANY = 0.7
 # Likewise while longer runs are under way: what is woken up for them as well finds the cores taken.
 _MOST_BESIDE = 0.5
 
@@ -34,6 +37,10 @@ class BriefRuns:
         """A run of this kind took so many seconds of CPU. Any thread may say so."""
         took, seen = self._took.get(kind, (0.0, 0))
         self._took[kind] = max(seconds, _DECAY * took), seen + 1
+
+    def seconds(self, kind: Hashable) -> float:
+        """What the next run of this kind may take; 0 where nothing is known."""
+        return self._took.get(kind, (0.0, 0))[0]
 
     def expected(self, kind: Hashable) -> bool:
         """Whether the next one may be run where it is, without another thread."""
@@ -56,23 +63,36 @@ class Load:
         self._clock = clock
         self._since = -_WINDOW_S
         self._worked = 0.0
-        self._runs = 0.0
+        self._runs = self._left = 0.0
         # Shares of the last window; too much until something is known.
-        self._all = self._own = 1.0
+        self._all = self._own = self._would = 1.0
 
     def ran(self, seconds: float) -> None:
         """The thread has made a run that it might have left to others."""
         self._runs += seconds
 
-    def leaves_time(self, rows: int, *, beside: bool = False) -> bool:
-        """Whether it should make a run of so many rows itself, ``beside`` longer ones, as far as other work goes."""
+    def left(self, seconds: float) -> None:
+        """The thread has left a run to others that it might have made."""
+        self._left += seconds
+
+    def leaves_time(self, rows: int, *, beside: bool = False, company: bool = False) -> bool:
+        """Whether it should make a run itself, as far as other work goes.
+
+        Args:
+            rows: Of the run.
+            beside: Longer runs are under way.
+            company: Other rows are about to come that could share the next batch.
+        """
         now = self._clock()
         past = now - self._since
         if past >= _WINDOW_S:
             worked = self._cpu()
             self._all = (worked - self._worked) / past
             self._own = (worked - self._worked - self._runs) / past
-            self._since, self._worked, self._runs = now, worked, 0.0
+            self._would = self._all + self._left / past
+            self._since, self._worked, self._runs, self._left = now, worked, 0.0, 0.0
         if beside:
             return self._all <= _MOST_BESIDE
-        return self._own <= _MOST_OWN_WORK if rows >= _MANY_ROWS else self._all <= _MOST_WORK
+        if rows >= _MANY_ROWS:
+            return self._own <= _MOST_OWN_WORK
+        return self._would <= _MOST_WITH_COMPANY if company else self._all <= _MOST_WORK

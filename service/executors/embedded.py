@@ -166,7 +166,7 @@ class EmbeddedExecutor:
         """
         return await self.begin(key, batch)
 
-    def begin(self, key: VersionKey, batch: StepBatch) -> asyncio.Future[StepBatchResult]:
+    def begin(self, key: VersionKey, batch: StepBatch, *, company: bool = False) -> asyncio.Future[StepBatchResult]:
         """See ``Eager.begin``. Raises what ``step`` raises, at once or in the future."""
         self._idle_poll.end()
         model = self._models.get(key)
@@ -175,7 +175,7 @@ class EmbeddedExecutor:
         if model is None:
             raise ModelVersionUnavailable(f"model version {key} is not loaded", model=key.model, version=key.version)
         steps = max(batch.lengths.tolist(), default=0)
-        if not self._small_runs and self._may_run_here(model, batch, steps):
+        if not self._small_runs and self._may_run_here(model, batch, steps, company=company):
             return self._run_here(model, batch, steps)
         # Cut up only over the threads that are free: a batch in one piece costs less.
         free = max(1, self._threads - self._runs)
@@ -186,7 +186,7 @@ class EmbeddedExecutor:
         runs = [self._start_run(runners, model, _cut(batch, piece), steps) for piece in pieces]
         return asyncio.ensure_future(_joined(runs))
 
-    def _may_run_here(self, model: SavedModel, batch: StepBatch, steps: int) -> bool:
+    def _may_run_here(self, model: SavedModel, batch: StepBatch, steps: int, *, company: bool) -> bool:
         """Whether a batch is over sooner than a thread would have begun it, and little else has to be done meanwhile.
 
         Only what is compiled, for this processor: it has no operation that could wait for anything, so it cannot hold
@@ -195,7 +195,7 @@ class EmbeddedExecutor:
         rows, most = batch.inputs.shape[:2]
         if rows * steps > _BRIEF_CELLS or not (model.on_cpu and model.is_compiled(rows, most)):
             return False
-        return self._load_here.leaves_time(rows, beside=self._runs > 0) and self._brief.expected(
+        return self._load_here.leaves_time(rows, beside=self._runs > 0, company=company) and self._brief.expected(
             (model.key, rows, steps)
         )
 
@@ -218,6 +218,8 @@ class EmbeddedExecutor:
         small = len(batch.lengths) * steps <= _BRIEF_CELLS
         self._runs += 1
         self._small_runs += small
+        if small:
+            self._load_here.left(self._brief.seconds((model.key, len(batch.lengths), steps)))
         run.add_done_callback(functools.partial(self._ended, small))
         return run
 

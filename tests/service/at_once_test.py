@@ -24,7 +24,7 @@ class HereAndNow(NumpyExecutor):
 
     ahead = 0
 
-    def begin(self, key, batch):
+    def begin(self, key, batch, *, company=False):
         if not self.gate.is_set():
             return asyncio.ensure_future(self.step(key, batch))
         self.batches.append(batch)

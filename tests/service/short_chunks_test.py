@@ -112,7 +112,7 @@ class EagerExecutor(NumpyExecutor):
 
     ahead = 2
 
-    def begin(self, key, batch):
+    def begin(self, key, batch, *, company=False):
         return asyncio.create_task(self.step(key, batch))
 
 

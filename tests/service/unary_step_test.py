@@ -1,38 +1,120 @@
-"""A step that is a call of its own gives everything back, however it ends."""
+"""``Step``: a step that comes as a call of its own takes the short way where there is one."""
 
 import asyncio
-import logging
+import gc
+import weakref
 
 import grpc
 import numpy as np
+import pytest
 
-from tests.service.refusals import refused
-from tests.service.support import outputs_of, random_inputs, run_whole, running_gateway, step_request
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from service.errors import BadModelOutput, DeadlineExceeded
+from tests.service.batching import settle
+from tests.service.benches import KEY, Bench
+from tests.service.support import compute, outputs_of, random_inputs, run_whole, running_gateway, step_request
 
 
-async def test_one_that_is_cancelled_is_not_applied_and_holds_nothing(caplog):
-    inputs = random_inputs(2)
+@pytest.fixture
+async def bench():
+    async with Bench() as bench:
+        await bench.create()
+        yield bench
+
+
+def held(engine):
+    deadlines = [step for tick in engine.singles._deadlines._ticks.values() for step in tick]
+    return engine._admission.steps, engine._admission.nbytes, len(engine._turns.held), len(deadlines)
+
+
+async def test_calls_of_their_own_need_not_go_the_long_way(monkeypatch):
     async with running_gateway() as running:
-        await running.create("a")
+        monkeypatch.setattr(running.gateway.engine, "step", None)
+        await running.create("s")
+        inputs, outputs = random_inputs(9), []
+        for begin, end in ((0, 2), (2, 3), (3, 9)):
+            response = await running.stub.Step(step_request("s", inputs[begin:end], begin, "r"))
+            assert (response.request_id, response.session_id, response.position) == ("r", "s", end)
+            outputs.append(outputs_of(response))
+        np.testing.assert_array_equal(np.concatenate(outputs), run_whole(inputs)[0])
+
+
+async def test_what_is_out_of_the_ordinary_goes_the_long_way():
+    async with running_gateway() as running:
+        await running.create("s")
+        first, again = [await running.stub.Step(step_request("s", random_inputs(2), 0)) for _ in range(2)]
+        assert first == again  # the second is the stored reply
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await running.stub.Step(step_request("s", random_inputs(2), 7))
+        assert refused.value.code() is grpc.StatusCode.ABORTED
+
+
+async def test_a_call_that_is_cancelled_gives_up_its_step():
+    async with running_gateway() as running:
+        await running.create("s")
         running.executor.hold()
-        call = running.stub.Step(step_request("a", inputs, 0))
+        call = running.stub.Step(step_request("s", random_inputs(2), 0))
         await running.executor.entered.wait()
+        assert held(running.gateway.engine)[::2] == (1, 1)
         call.cancel()
-        async with asyncio.timeout(10):
-            await running.gateway.engine._admission.idle()
+        await asyncio.wait_for(running.gateway.engine._admission.idle(), 10)
+        assert held(running.gateway.engine) == (0, 0, 0, 0)
         running.executor.gate.set()
-        other = await running.stub.Step(step_request("a", 2 * inputs, 0))
-        np.testing.assert_array_equal(outputs_of(other), run_whole(2 * inputs)[0])
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+        session = await running.stub.GetSession(pb.GetSessionRequest(session_id="s"))
+        assert session.position == 0
 
 
-async def test_its_time_limit_is_its_own():
-    inputs = random_inputs(2)
+async def test_a_step_ends_by_the_deadline_of_its_call():
     async with running_gateway() as running:
-        await running.create("a")
+        await running.create("s")
         running.executor.hold()
-        code, reason, _ = await refused(running.stub.Step(step_request("a", inputs, 0, timeout=0.02)))
-        assert (code, reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED")
+        with pytest.raises(grpc.aio.AioRpcError) as late:
+            await running.stub.Step(step_request("s", random_inputs(2), 0), timeout=0.05)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await asyncio.wait_for(running.gateway.engine._admission.idle(), 10)
+        assert held(running.gateway.engine) == (0, 0, 0, 0)
         running.executor.gate.set()
-        again = await running.stub.Step(step_request("a", inputs, 0))
-        np.testing.assert_array_equal(outputs_of(again), run_whole(inputs)[0])
+
+
+async def test_a_step_ends_by_its_own_time_limit_where_that_comes_first(bench):
+    bench.executor.hold()
+    with pytest.raises(DeadlineExceeded):
+        await bench.engine.singles.step(bench.call(random_inputs(2), 0, limit=0.02), None)
+    assert held(bench.engine) == (0, 0, 0, 0)
+    bench.executor.gate.set()
+
+
+async def test_what_the_session_turns_out_not_to_be_is_left_to_the_long_way(bench):
+    there = bench.store._sessions[KEY]
+
+    def meanwhile(batch):
+        bench.store._sessions[KEY] = there._replace(token=bytes(len(there.token)))
+        return compute(batch)
+
+    bench.executor.fault = meanwhile
+    assert await bench.engine.singles.step(bench.call(random_inputs(2), 0), None) is None
+    assert held(bench.engine) == (0, 0, 0, 0)
+
+
+async def test_a_failure_is_raised_and_leaves_nothing_to_the_collector(bench):
+    def bad(batch):
+        result = compute(batch)
+        return result._replace(state=result.state * np.nan)
+
+    bench.executor.fault = bad
+    inputs = random_inputs(2)
+    call = bench.call(inputs, 0)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(BadModelOutput) as failed:
+            await bench.engine.singles.step(call, None)
+        assert failed.value.version is not None
+        kept = weakref.ref(inputs)
+        del failed, call, inputs
+        bench.executor.batches.clear()
+        await settle()
+        assert kept() is None
+    finally:
+        gc.enable()
+    assert held(bench.engine) == (0, 0, 0, 0)

@@ -65,6 +65,28 @@ def test_large_runs_may_fill_the_time_that_a_thread_has_left_and_small_ones_may_
     assert not load.leaves_time(1)
 
 
+def test_with_company_small_runs_are_left_to_others_sooner_and_those_left_count() -> None:
+    work = Work()
+    load = work.load()
+    assert not load.leaves_time(1, company=True)  # nothing is known yet
+    seen = []
+    for share, left in ((0.6, 0.0), (0.8, 0.0), (0.6, 0.3), (0.6, 0.0), (0.95, 0.0)):
+        work.pass_time(0.05, share)
+        load.left(left * 0.05)
+        seen.append((load.leaves_time(1, company=True), load.leaves_time(1), load.leaves_time(64, company=True)))
+    assert seen == [
+        (True, True, True),
+        (False, True, False),  # of many rows, what the thread does besides runs decides
+        (False, True, True),
+        (True, True, True),
+        (False, False, False),
+    ]
+    work.pass_time(0.05, 1.0)
+    load.ran(0.4 * 0.05)
+    assert load.leaves_time(64, company=True)
+    assert not load.leaves_time(1, company=True, beside=True)
+
+
 def batch_of(rows: int, steps: int = 1) -> StepBatch:
     """Padded as the batcher pads it: the time axis has the length that is compiled."""
     inputs = np.zeros((rows, 4, WIDTH), np.float32)
@@ -192,6 +214,31 @@ async def test_a_thread_that_has_a_lot_to_do_leaves_them_to_others(
     monkeypatch.setattr("service.executors.brief._MOST_WORK", 2.0)
     await executor.step(KEY, batch_of(1))
     assert threads.here == 1
+
+
+async def test_where_others_are_about_to_come_a_thread_takes_them_once_the_loop_has_much_to_do(
+    executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.executors.brief._MOST_WITH_COMPANY", 2.0)
+    threads = Threads(monkeypatch)
+    for _ in range(8):
+        await executor.step(KEY, batch_of(1))
+    await executor.begin(KEY, batch_of(1), company=True)
+    assert (threads.elsewhere, threads.here) == (8, 1)
+    for _ in range(9):
+        await executor.step(KEY, batch_of(2))
+    assert threads.here == 2
+    left: list[float] = []
+    monkeypatch.setattr(executor._load_here, "left", left.append)
+    monkeypatch.setattr("service.executors.brief._MOST_WITH_COMPANY", -1.0)
+    expected_of_one = executor._brief.seconds((KEY, 1, 1))
+    await executor.begin(KEY, batch_of(1), company=True)
+    await executor.begin(KEY, batch_of(8, 2), company=True)  # would not have run on the loop's thread
+    assert threads.here == 2
+    assert left == [expected_of_one]
+    assert expected_of_one > 0
+    await executor.begin(KEY, batch_of(1))
+    assert threads.here == 3
 
 
 @pytest.mark.parametrize(("most", "here"), [(2.0, 1), (-1.0, 0)])

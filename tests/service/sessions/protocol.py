@@ -320,12 +320,14 @@ class World:
 
     async def settle(self):
         """Returns once everything waits at a gate or has ended."""
-        while True:
-            for _ in range(60):
+        quiet = 0  # turns of the loop in a row before which the store had nothing to do
+        while quiet < 60:
+            if self.running:
+                await asyncio.wait(set(self.running))
+                quiet = 0
+            else:
                 await asyncio.sleep(0)
-            if not self.running:
-                return
-            await asyncio.wait(set(self.running))
+                quiet += 1
 
     def send(self, client, gateway, number, way=Way.LONG):
         self.send_together([(client, number)], gateway, way)
