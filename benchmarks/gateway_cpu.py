@@ -22,12 +22,14 @@ from service.admission import Admission
 from service.batcher import Batcher, BatchPolicy
 from service.engine import Engine
 from service.identity import ANONYMOUS, set_caller
+from service.limits import Limits
 from service.logs import RequestLog
 from service.lone import StreamMessages
 from service.metrics import Metrics
 from service.seal import Sealer
-from service.servicer import Limits, SequenceServicer
+from service.servicer import SequenceServicer
 from service.sessions.memory import MemoryStore
+from service.stepping import Stepping
 from service.types import ModelVersion, StateComponent, StepBatchResult, VersionKey, VersionState, VersionStatus
 
 INPUT_DIM, OUTPUT_DIM, STATE_SIZE = 10, 8, 3036
@@ -111,7 +113,8 @@ def make():
         session_ttl=3600.0,
         max_session_ttl=3600.0,
     )
-    return engine, SequenceServicer(engine, limits, Sealer(bytes(32)), metrics, RequestLog(0.0))
+    stepping = Stepping(engine, limits, metrics, RequestLog(0.0))
+    return engine, SequenceServicer(engine, stepping, limits, Sealer(bytes(32)))
 
 
 class Client:

@@ -32,12 +32,14 @@ from service.engine import Engine
 from service.errors import ModelLoadError
 from service.executors import Executor
 from service.interceptors import Authenticator, CallInterceptor
+from service.limits import Limits
 from service.logs import RequestLog, configure_logging
 from service.memory import heaps, tidy_forever
 from service.monitor import Monitor
 from service.seal import Sealer
-from service.servicer import Limits, ModelServicer, SequenceServicer, forms
+from service.servicer import ModelServicer, SequenceServicer, forms
 from service.sessions import SessionStore
+from service.stepping import Stepping
 from service.tls import Certificates
 
 if TYPE_CHECKING:
@@ -126,7 +128,8 @@ class Gateway:
         """
         limits = _limits(self._settings)
         span = self._tracing.step if self._tracing else None
-        servicer = SequenceServicer(self.engine, limits, self._sealer, self.monitor.observer, self._requests, span)
+        stepping = Stepping(self.engine, limits, self.monitor.observer, self._requests, span)
+        servicer = SequenceServicer(self.engine, stepping, limits, self._sealer)
         sequence_service_pb2_grpc.add_SequenceServiceServicer_to_server(servicer, self._server)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(self.engine), self._server)
         self._server.add_generic_rpc_handlers((health_handlers(self._health),))

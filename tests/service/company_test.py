@@ -89,6 +89,17 @@ async def test_further_turns_of_the_same_are_no_others(executor, batcher):
     assert [company for _, company in executor.company[3:]] == [False] * 4
 
 
+async def test_nor_do_they_make_those_forgotten_who_came_before(executor, batcher):
+    put(batcher, *"abcdefgh")
+    put(batcher, "i", steps=60)
+    await settle()
+    await settle()
+    put(batcher, "a")
+    await settle()
+    assert len(executor.company) == 22
+    assert executor.company[-1] == (1, True)
+
+
 @pytest.mark.parametrize("way", ["long", "single", "express"])
 async def test_every_way_says_whose_step_it_is(way):
     executor = Told()

@@ -12,10 +12,10 @@ from ntm_serving.v1 import model_service_pb2 as model_pb
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.alike import parse_requests
 from service.errors import DeadlineExceeded
+from service.limits import Limits
 from service.logs import RequestLog
 from service.observing import SILENT
-from service.seal import Sealer
-from service.servicer import Limits, SequenceServicer
+from service.stepping import Stepping
 from tests.service.bad_requests_test import MIB
 from tests.service.benches import Bench
 from tests.service.refusals import reason_of, refused
@@ -189,9 +189,9 @@ async def test_refusals_of_a_whole_message_at_once_fit_messages_of_a_limited_siz
     )
     answers, errors = [], [DeadlineExceeded("late " * 200)] * len(requests)
     async with Bench() as bench:
-        servicer = SequenceServicer(bench.engine, limits, Sealer(bytes(32)), SILENT, RequestLog(0.0))
+        stepping = Stepping(bench.engine, limits, SILENT, RequestLog(0.0))
         steps = SimpleNamespace(began=0.0)
-        servicer._ended(alike, lambda _, some, others: answers.extend(some), steps, range(len(requests)), errors)
+        stepping._ended(alike, lambda _, some, others: answers.extend(some), steps, range(len(requests)), errors)
     assert sum(answer.steps for answer in answers) == len(requests)
     assert sum(len(answer.data) for answer in answers) > 2 * 1024 * 1024
     assert max(len(answer.data) for answer in answers) < 1024 * 1024

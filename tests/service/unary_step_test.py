@@ -49,7 +49,7 @@ async def test_what_is_out_of_the_ordinary_goes_the_long_way():
         assert refused.value.code() is grpc.StatusCode.ABORTED
 
 
-async def test_a_call_that_is_cancelled_gives_up_its_step():
+async def test_a_call_that_is_cancelled_gives_up_its_step(caplog):
     async with running_gateway() as running:
         await running.create("s")
         running.executor.hold()
@@ -62,6 +62,7 @@ async def test_a_call_that_is_cancelled_gives_up_its_step():
         running.executor.gate.set()
         session = await running.stub.GetSession(pb.GetSessionRequest(session_id="s"))
         assert session.position == 0
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_step_ends_by_the_deadline_of_its_call():
