@@ -222,7 +222,7 @@ MUTANTS = (
         SINGLE,
         "        self._store.commit_one_soon(",
         "        step._end(reply)\n        self._store.commit_one_soon(",
-        f"{PROTOCOL}test_exactly_once_over_valkey",
+        "tests/service/unary_step_test.py::test_a_step_is_answered_only_once_its_commit_is_through",
     ),
     Mutant(
         "single: a commit that was refused is answered as if it had been written",

@@ -119,3 +119,14 @@ async def test_a_failure_is_raised_and_leaves_nothing_to_the_collector(bench):
     finally:
         gc.enable()
     assert held(bench.engine) == (0, 0, 0, 0)
+
+
+async def test_a_step_is_answered_only_once_its_commit_is_through(bench, monkeypatch):
+    commits, commit_one_soon = [], bench.store.commit_one_soon
+    monkeypatch.setattr(bench.store, "commit_one_soon", lambda *commit: commits.append(commit))
+    step = asyncio.create_task(bench.engine.singles.step(bench.call(random_inputs(2), 0), None))
+    await settle()
+    ((session, commit, tell),) = commits
+    assert not step.done()
+    commit_one_soon(session, commit, tell)
+    assert (await step).position == 2
