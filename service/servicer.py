@@ -1,6 +1,5 @@
 """The two services of the public API: parse, call the engine, render."""
 
-import functools
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -98,11 +97,12 @@ class SequenceServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         return await self._stepping.step(request, context.time_remaining())
 
     async def BatchStep(self, request: pb.BatchStepRequest, context: Context) -> pb.BatchStepResponse:
-        remaining = context.time_remaining()
+        stepping = self._stepping
+        # What is left of the call when a step begins: some begin once others are through.
         steps = OrderedSteps(
             request.requests,
-            begin=functools.partial(self._stepping.begin_in_order, remaining=remaining),
-            answer=functools.partial(self._stepping.answer, remaining=remaining),
+            begin=lambda requests, told: stepping.begin_in_order(requests, told, context.time_remaining()),
+            answer=lambda step: stepping.answer(step, context.time_remaining()),
         )
         return pb.BatchStepResponse(responses=await steps.run())
 

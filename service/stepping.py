@@ -73,23 +73,20 @@ class Stepping:
         Raises:
             ServiceError: see the table of docs/api.md.
         """
-        response = await self._run_single(request, remaining)
-        return await self._step(request, remaining) if response is None else response
+        if self._singles is None:
+            return await self._step(request, remaining)
+        principal = current()
+        call = self._parse(request, principal.name, remaining)
+        reply = await self._singles.step(call, principal.max_queued_steps)
+        if reply is None:  # the long way, in what is left of the same time limit
+            reply = await self._engine.step(call, principal.max_queued_steps)
+        return codec.render_reply(request, reply)
 
     async def _run(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse:
         """Runs one step within its own time limit and its call's, whichever ends first."""
         principal = current()
         call = self._parse(request, principal.name, remaining)
         return codec.render_reply(request, await self._engine.step(call, principal.max_queued_steps))
-
-    async def _run_single(self, request: pb.StepRequest, remaining: float | None) -> pb.StepResponse | None:
-        """The same without what a step needs that waits for its session; None where it has to go that way."""
-        if self._singles is None:
-            return None
-        principal = current()
-        call = self._parse(request, principal.name, remaining)
-        reply = await self._singles.step(call, principal.max_queued_steps)
-        return None if reply is None else codec.render_reply(request, reply)
 
     def _parse(self, request: pb.StepRequest, owner: str, remaining: float | None = None) -> StepCall:
         deadline = self._clock() + self._limit(codec.parse_timeout(request), remaining)

@@ -17,6 +17,7 @@ from service.limits import Limits
 from service.logs import RequestLog
 from service.observing import SILENT
 from service.ordered_steps import OrderedSteps
+from service.servicer import SequenceServicer
 from service.stepping import Stepping
 from service.types import SessionKey
 from tests.service.batching import settle
@@ -279,3 +280,32 @@ async def test_further_steps_begin_once_half_of_those_under_way_are_through():
         if counts[-1]:
             world.end(0)
     assert counts == [4, 3, 4, 3, 4, 3, 2, 1, 0]
+
+
+class LessAndLess:
+    """A call's context: each time it is asked, a second less is left."""
+
+    left = 10.0
+
+    def time_remaining(self):
+        self.left -= 1.0
+        return self.left
+
+
+async def test_a_step_that_begins_later_has_less_left_of_its_call():
+    limits = []
+
+    class Recorded:
+        def begin_in_order(self, requests, told, remaining):
+            limits.append(remaining)
+            return (), requests
+
+        async def answer(self, request, remaining):
+            limits.append(remaining)
+            return pb.StepResponse(request_id=request.request_id)
+
+    async with Bench() as bench:
+        servicer = SequenceServicer(bench.engine, Recorded(), None, None)
+        reply = await servicer.BatchStep(pb.BatchStepRequest(requests=requests_of("aab")), LessAndLess())
+    assert [response.request_id for response in reply.responses] == ["0", "1", "2"]
+    assert limits == [9.0, 8.0, 7.0, 6.0]

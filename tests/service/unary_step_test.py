@@ -10,6 +10,12 @@ import pytest
 
 from ntm_serving.v1 import sequence_service_pb2 as pb
 from service.errors import BadModelOutput, DeadlineExceeded
+from service.identity import ANONYMOUS, set_caller
+from service.limits import Limits
+from service.logs import RequestLog
+from service.observing import SILENT
+from service.stepping import Stepping
+from service.types import StepReply
 from tests.service.batching import settle
 from tests.service.benches import KEY, Bench
 from tests.service.support import compute, outputs_of, random_inputs, run_whole, running_gateway, step_request
@@ -130,3 +136,24 @@ async def test_a_step_is_answered_only_once_its_commit_is_through(bench, monkeyp
     assert not step.done()
     commit_one_soon(session, commit, tell)
     assert (await step).position == 2
+
+
+async def test_the_long_way_has_what_is_left_of_the_same_time_limit(bench, monkeypatch):
+    calls = []
+
+    async def neither(call, owner_limit):
+        calls.append(call)
+
+    async def long_way(call, owner_limit):
+        calls.append(call)
+        return StepReply(1, random_inputs(1))
+
+    set_caller(lambda: ANONYMOUS, "somebody")
+    monkeypatch.setattr(bench.engine.singles, "step", neither)
+    monkeypatch.setattr(bench.engine, "step", long_way)
+    limits = Limits(max_chunk_bytes=1 << 20, max_stream_steps=9, step_timeout=9.0, session_ttl=9.0, max_session_ttl=9.0)
+    stepping = Stepping(bench.engine, limits, SILENT, RequestLog(0.0))
+    response = await stepping.step(step_request("a", random_inputs(1), 0, timeout=5.0), None)
+    assert response.position == 1
+    short, long = calls
+    assert short is long
