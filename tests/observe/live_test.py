@@ -126,14 +126,17 @@ async def admit_the_ill(ward, tmp_path):
     async def broken(self, key, *, fresh=False):
         raise RuntimeError("a bug")
 
+    def nothing(self, key, seconds):
+        """No copy is at hand: whatever is wrong shows when the session is loaded."""
+
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(f'[alice]\ntokens_sha256 = ["{hashlib.sha256(b"token").hexdigest()}"]\n')
     await ward.admit_starting()
     return {
         "poisoned": await ward.admit(),
-        "corrupt": await ward.admit(None, store(load=corrupt)),
-        "broken": await ward.admit(None, store(load=broken)),
-        "storeless": await ward.admit(None, store(load=unavailable, counts=unavailable)),
+        "corrupt": await ward.admit(None, store(load=corrupt, at_hand=nothing)),
+        "broken": await ward.admit(None, store(load=broken, at_hand=nothing)),
+        "storeless": await ward.admit(None, store(load=unavailable, counts=unavailable, at_hand=nothing)),
         "forgotten": await ward.admit(),
         "full": await ward.admit(max_queued_steps=1, max_sessions=1),
         "guarded": await ward.admit(token_file=tokens),
