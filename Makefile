@@ -30,8 +30,8 @@ env: $(READY) ## the virtual environment that everything below uses
 demo: $(READY) ## the main job: train, export, serve, step, show (SEED=0)
 	@$(BIN)/python examples/demo.py --seed $(SEED)
 
-test: $(READY) ## the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## the tests, the files of them in parallel (four at most: each process holds a TensorFlow)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-backends: ## the layer on TensorFlow, JAX and PyTorch, in an environment of its own
 	PYTHON=$(PYTHON) scripts/test_backends.sh

@@ -6,14 +6,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 venv=.venv-backends
-if [ ! -f "$venv/.ready" ] || [ ! -d "$venv"/lib/python*/site-packages/tensorboard ]; then
+if [ ! -f "$venv/.ready" ] || [ ! -d "$venv"/lib/python*/site-packages/xdist ]; then
   echo "making the environment with JAX and PyTorch in $venv (some minutes)"
   "${PYTHON:-python3}" -m venv "$venv"
   PIP_CONSTRAINT=constraints.txt "$venv/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 jax==0.10.2 \
-    keras tensorflow tensorboard numpy h5py matplotlib hypothesis pytest pytest-asyncio pytest-timeout
+    keras tensorflow tensorboard numpy h5py matplotlib hypothesis pytest pytest-asyncio pytest-timeout pytest-xdist
   touch "$venv/.ready"
 fi
 
+parallel=(-n auto --maxprocesses 4 --dist loadfile)
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 # PyTorch waits busily on every core it is given, which on a shared machine makes it hundreds of times slower.
@@ -26,13 +27,13 @@ for backend in ${BACKENDS:-tensorflow jax torch}; do
   # JAX computes in float64, as the comparison with the oracle needs, only when told so. Loading what was exported needs
   # the export, which this environment lacks: `make test` does it.
   KERAS_BACKEND="$backend" NTM_REFERENCE="$scratch/reference.npz" JAX_ENABLE_X64=1 \
-    "$venv/bin/python" -m pytest tests/ntm --ignore=tests/ntm/loading_test.py "$@"
+    "$venv/bin/python" -m pytest "${parallel[@]}" tests/ntm --ignore=tests/ntm/loading_test.py "$@"
 done
 # The training loop: phases, resuming after kill -9 to the same bits, and losses that are no number.
 if [[ " ${BACKENDS:-jax} " == *" jax "* ]]; then
-  KERAS_BACKEND=jax "$venv/bin/python" -m pytest tests/training/loop_test.py tests/training/steps/scans_test.py
+  KERAS_BACKEND=jax "$venv/bin/python" -m pytest "${parallel[@]}" tests/training/loop_test.py tests/training/steps/scans_test.py
 fi
 # The trainer and the export, from the environment of the tests: the other backends in processes of their own.
 if [ -x .venv/bin/python ]; then
-  .venv/bin/python -m pytest tests/training/steps tests/training/export_test.py -k "backend or devices"
+  .venv/bin/python -m pytest "${parallel[@]}" tests/training/steps tests/training/export_test.py -k "backend or devices"
 fi
