@@ -85,6 +85,12 @@ class Settings(BaseSettings):
     xla_cpu_compilation_enabled: bool = Field(
         default=False, description="Let functions marked jit_compile=True be compiled; without it they fail."
     )
+    tensorflow_intra_op_parallelism: int = Field(
+        default=1,
+        ge=0,
+        description="Threads that one operation of a graph may run on; 0 for as many as cores. With one, several "
+        "requests side by side are more a second.",
+    )
     one_dnn: bool = Field(
         default=False,
         description="Let TensorFlow use oneDNN: sometimes faster, but results then depend a little on the batch size.",

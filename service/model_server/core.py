@@ -30,6 +30,7 @@ class ServerCore:
         load_policy: What happens when a load fails.
         labels_for_unavailable: Whether a new label may point at a version that is not loaded.
         warmup: Whether warmup requests beside a model are run before it is served.
+        intra_op_threads: Threads that one operation may run on; 0 for one a core.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class ServerCore:
         load_policy: LoadPolicy,
         labels_for_unavailable: bool = False,
         warmup: bool = True,
+        intra_op_threads: int = 1,
     ) -> None:
         self._model_dir = model_dir.resolve()
         self._labels_for_unavailable = labels_for_unavailable
         self._warmup = warmup
+        self._intra_op_threads = intra_op_threads
         self._reloading = threading.Lock()
         self._platforms: dict[str, str] = {}
         self._labels: dict[str, dict[str, int]] = {}
@@ -116,7 +119,7 @@ class ServerCore:
         self.manager.close(timeout)
 
     def _load(self, name: str, version: int, path: Path) -> SavedModel:
-        servable = SavedModel(path)
+        servable = SavedModel(path, intra_op_threads=self._intra_op_threads)
         if self._warmup:
             try:
                 warm_up(Handle(name, version, servable), path)

@@ -32,15 +32,18 @@ class SavedModel:
 
     Args:
         path: The version's directory, with ``saved_model.pb`` in it.
+        intra_op_threads: Threads that one operation may run on; 0 for one a core. All models of a process share them,
+            as many as the first one that was loaded said.
 
     Raises:
         ServingError: it cannot be loaded.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, intra_op_threads: int = 1) -> None:
         self._graph = tf.Graph()
         config = tf.compat.v1.ConfigProto()
         config.gpu_options.allow_growth = True
+        config.intra_op_parallelism_threads = intra_op_threads
         self._session = tf.compat.v1.Session(graph=self._graph, config=config)
         try:
             with self._graph.as_default():

@@ -99,6 +99,7 @@ def _core(settings: Settings) -> ServerCore:
         load_policy=LoadPolicy(settings.max_num_load_retries, settings.load_retry_interval_seconds),
         labels_for_unavailable=settings.allow_version_labels_for_unavailable_models,
         warmup=settings.enable_model_warmup,
+        intra_op_threads=settings.tensorflow_intra_op_parallelism,
     )
 
 

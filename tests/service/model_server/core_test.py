@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from tensorflow_serving.apis import model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from service.model_server.config import Settings
 from service.model_server.core import ServerCore
 from service.model_server.errors import ServingError
 from service.model_server.manager import LoadPolicy
-from service.model_server.server import _configuration
+from service.model_server.server import _configuration, _core
 from service.model_server.source import aspired, discover, version_policy
 from service.model_server.states import State
 from tests.service.model_server import recordings
@@ -184,6 +185,20 @@ def test_settings_are_checked(tmp_path: Path, options: dict[str, Any], text: str
 
 def test_settings_that_open_the_port_to_others_are_taken_when_asked_for(tmp_path: Path) -> None:
     assert Settings(model_dir=tmp_path, listen="0.0.0.0:8500", insecure=True).insecure
+
+
+@pytest.mark.parametrize(("options", "threads"), [({}, 1), ({"tensorflow_intra_op_parallelism": 3}, 3)])
+def test_graphs_run_their_operations_on_as_many_threads_as_the_settings_say(
+    models: Path, options: dict[str, Any], threads: int
+) -> None:
+    core = _core(Settings(model_dir=models, enable_model_warmup=False, **options))
+    try:
+        core.start(config_of(entry(models, "echo")))
+        with core.use(model_pb2.ModelSpec(name="echo")) as handle:
+            config = handle.servable._session._config
+            assert (config.intra_op_parallelism_threads, config.inter_op_parallelism_threads) == (threads, 0)
+    finally:
+        core.close()
 
 
 def test_a_config_file_is_taken_as_it_is(models: Path, tmp_path: Path) -> None:
