@@ -1,6 +1,7 @@
 """Batches that are over so soon that they are run where they are, and those that are not."""
 
 import asyncio
+import math
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -122,8 +123,8 @@ class Threads:
 @pytest.fixture
 async def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[EmbeddedExecutor]:
     # What a run takes on a machine that does other things is not for a test to say.
-    monkeypatch.setattr("service.executors.brief._BRIEF_S", 30.0)
-    monkeypatch.setattr("service.executors.brief._MOST_WORK", 2.0)
+    monkeypatch.setattr("service.executors.brief._BRIEF_S", math.inf)
+    monkeypatch.setattr("service.executors.brief._MOST_WORK", math.inf)
     monkeypatch.setattr("service.executors.brief._WINDOW_S", 0.0)
     monkeypatch.setattr("service.executors.embedded._BRIEF_CELLS", 8)
     export_sums(tmp_path)
@@ -191,7 +192,7 @@ async def test_what_the_loop_looks_does_not_count_as_work(
 async def test_beside_a_batch_in_a_thread_the_loop_does_not_look_for_more(
     executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.executors.brief._MOST_BESIDE", 2.0)
+    monkeypatch.setattr("service.executors.brief._MOST_BESIDE", math.inf)
     threads = Threads(monkeypatch)
     executor._idle_poll = poll = IdlePoll(60.0)
     for _ in range(10):
@@ -211,7 +212,7 @@ async def test_a_thread_that_has_a_lot_to_do_leaves_them_to_others(
     for _ in range(10):
         await executor.step(KEY, batch_of(1))
     assert (threads.elsewhere, threads.here) == (10, 0)
-    monkeypatch.setattr("service.executors.brief._MOST_WORK", 2.0)
+    monkeypatch.setattr("service.executors.brief._MOST_WORK", math.inf)
     await executor.step(KEY, batch_of(1))
     assert threads.here == 1
 
@@ -219,7 +220,7 @@ async def test_a_thread_that_has_a_lot_to_do_leaves_them_to_others(
 async def test_where_others_are_about_to_come_a_thread_takes_them_once_the_loop_has_much_to_do(
     executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.executors.brief._MOST_WITH_COMPANY", 2.0)
+    monkeypatch.setattr("service.executors.brief._MOST_WITH_COMPANY", math.inf)
     threads = Threads(monkeypatch)
     for _ in range(8):
         await executor.step(KEY, batch_of(1))
@@ -241,7 +242,7 @@ async def test_where_others_are_about_to_come_a_thread_takes_them_once_the_loop_
     assert threads.here == 3
 
 
-@pytest.mark.parametrize(("most", "here"), [(2.0, 1), (-1.0, 0)])
+@pytest.mark.parametrize(("most", "here"), [(math.inf, 1), (-1.0, 0)])
 async def test_beside_a_longer_batch_a_brief_one_runs_on_a_loop_that_has_much_time_left(
     executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch, most: float, here: int
 ) -> None:
@@ -257,7 +258,7 @@ async def test_beside_a_longer_batch_a_brief_one_runs_on_a_loop_that_has_much_ti
 async def test_beside_a_small_batch_in_a_thread_a_brief_one_goes_to_a_thread_too(
     executor: EmbeddedExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.executors.brief._MOST_BESIDE", 2.0)
+    monkeypatch.setattr("service.executors.brief._MOST_BESIDE", math.inf)
     threads = Threads(monkeypatch)
     for _ in range(8):
         await executor.step(KEY, batch_of(1))

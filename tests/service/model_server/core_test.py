@@ -191,7 +191,9 @@ def test_settings_that_open_the_port_to_others_are_taken_when_asked_for(tmp_path
 def test_graphs_run_their_operations_on_as_many_threads_as_the_settings_say(
     models: Path, options: dict[str, Any], threads: int
 ) -> None:
-    core = _core(Settings(model_dir=models, enable_model_warmup=False, **options))
+    # Switched off, XLA would be so for all of this process.
+    settings = Settings(model_dir=models, enable_model_warmup=False, xla_cpu_compilation_enabled=True, **options)
+    core = _core(settings)
     try:
         core.start(config_of(entry(models, "echo")))
         with core.use(model_pb2.ModelSpec(name="echo")) as handle:
