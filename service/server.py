@@ -9,7 +9,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -34,6 +34,7 @@ from service.executors import Executor
 from service.interceptors import Authenticator, CallInterceptor
 from service.limits import Limits
 from service.logs import RequestLog, configure_logging
+from service.loops import loop_factory
 from service.memory import heaps, tidy_forever
 from service.monitor import Monitor
 from service.seal import Sealer
@@ -268,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(shown(settings))
             return 0
         configure_logging(settings.log_level, settings.log_format)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(serve(settings))
     except (SettingsError, StartError, ModelLoadError) as error:
         print(f"ntm-serve: {error}", file=sys.stderr)
@@ -318,15 +319,6 @@ def _what_is_served(gateway: Gateway, seconds: float) -> dict[str, object]:
     models = gateway.engine.catalog.models({})
     versions = {name: [listed.key.version for listed in found if listed.version] for name, found in models.items()}
     return {"models": versions, "startup_s": round(seconds, 2)}
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Uvloop where there is one: it takes half again as many messages a second (docs/design.md)."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 async def _reload_forever(authenticator: Authenticator) -> None:

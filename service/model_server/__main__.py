@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from service.loops import loop_factory
 from service.model_server.config import Settings
 from service.polling import poll_in_place
 
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from service.model_server.server import serve
 
     try:
-        asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(serve(settings))
     except ServingError as error:
         sys.stderr.write(f"Failed to start server. Error: {error}\n")
         sys.exit(_FAILED_TO_START)
