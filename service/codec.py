@@ -72,9 +72,8 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
             f"inputs.content has {len(content)} bytes; shape {list(shape)} of float32 takes {expected}",
             field="inputs.content",
         )
-    flat = np.frombuffer(content, LITTLE_FLOAT32)
-    array = flat.reshape(shape)
-    if not all_finite(flat):
+    array = np.ndarray(shape, LITTLE_FLOAT32, content)
+    if not all_finite(array):
         step, column = np.argwhere(~np.isfinite(array))[0]
         raise InvalidTensor(
             f"inputs[{step}, {column}] is {array[step, column]}; expected finite", field="inputs.content"
@@ -83,9 +82,23 @@ def parse_inputs(tensor: tensor_pb2.Tensor, max_bytes: int) -> tuple[FloatArray,
 
 
 def parse_step(
-    request: pb.StepRequest, principal: str, deadline: float, max_chunk_bytes: int, caller: str = ""
+    request: pb.StepRequest,
+    principal: str,
+    deadline: float,
+    max_chunk_bytes: int,
+    caller: str = "",
+    *,
+    check_id: bool = True,
 ) -> StepCall:
     """One step, checked as far as that goes without its model.
+
+    Args:
+        request: The step.
+        principal: Whose session it is of.
+        deadline: As of ``StepCall``, and so is ``caller``.
+        max_chunk_bytes: The most bytes of inputs.
+        caller: Who asks.
+        check_id: Whether to check the session id. What is looked up and found nowhere needs no check before.
 
     Raises:
         InvalidId, InvalidArgument, InvalidTensor, MessageTooLarge: what is wrong with it.
@@ -95,7 +108,10 @@ def parse_step(
             f"request_id has {len(request.request_id)} characters; at most {MAX_REQUEST_ID} are taken",
             field="request_id",
         )
-    key = tuple_of(SessionKey, (principal, parse_id(request.session_id, "session_id")))
+    session_id = request.session_id
+    if check_id:
+        parse_id(session_id, "session_id")
+    key = tuple_of(SessionKey, (principal, session_id))
     position = None
     if request.HasField("position"):
         position = request.position

@@ -1,5 +1,6 @@
 """Digests of steps' inputs: what makes a repeated step the same step."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import overload
@@ -10,9 +11,15 @@ import numpy.typing as npt
 
 def digest_of(content: bytes, time: int, width: int) -> bytes:
     """SHA-256 over dtype, shape and bytes of inputs ``[time, width]``."""
-    digest = hashlib.sha256(b"f4:%d:%d:" % (time, width))
+    digest = _begun(time, width).copy()
     digest.update(content)
     return digest.digest()
+
+
+@functools.lru_cache(maxsize=64)
+def _begun(time: int, width: int) -> "hashlib._Hash":
+    """Of dtype and shape: OpenSSL takes longer to find the algorithm by its name than to use it on a single step."""
+    return hashlib.sha256(b"f4:%d:%d:" % (time, width))
 
 
 class Digests(Sequence[bytes]):

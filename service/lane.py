@@ -27,6 +27,7 @@ from service.durations import MeanDuration
 from service.errors import BadModelOutput, DeadlineExceeded, ExecutorUnavailable, ServiceError
 from service.executors import Eager, Executor
 from service.fair_queue import FairQueue
+from service.kept_batch import KeptBatch
 from service.model_output import bad_rows, check_shapes
 from service.observing import BatchRun, Observer
 from service.types import ModelVersion, StepBatch, StepBatchResult, tuple_of
@@ -122,6 +123,7 @@ class Lane:
         self._small, self._large = MeanDuration(10 * _BRIEF_S), MeanDuration(10 * _AHEAD_S)  # by the size of the batch
         self._halves: deque[list[Chunk]] = deque()  # of batches that failed as a whole
         self._recent: deque[Hashable] = deque(maxlen=_RECENT)  # the sources of those that came last
+        self._kept_batch = KeptBatch(version)  # of chunks that are begun by themselves
         self._called = False  # ``go`` is, soon
         self._closed = False
 
@@ -170,9 +172,9 @@ class Lane:
         self._short_until = now + self._policy.shared_seconds
         self._overtaken = 0
         self._observer.batch_formed(self._version.key, (0.0,) * item.size)
-        call = self._begin((item,), long=False)
+        call = self._begin((item,), long=False, lone=True)
         if call.running.done():
-            self._hand_out(call.items, *self._end(call))
+            self._hand_out(call, *self._end(call))
         return True
 
     def left(self) -> None:
@@ -193,7 +195,7 @@ class Lane:
             call = self._begin(items, long=long)
             if call.running.done():
                 # It was run here and now: whatever else there is to do comes before the next one.
-                self._hand_out(call.items, *self._end(call))
+                self._hand_out(call, *self._end(call))
                 if self._short.rows or self._long.rows or self._halves:
                     self._go_soon()
                 return
@@ -224,13 +226,16 @@ class Lane:
         for item in (*self._short, *self._long, *itertools.chain.from_iterable(self._halves)):
             item.fail(ExecutorUnavailable("the model went away before the step could run"))
 
-    def _begin(self, items: Sequence[Chunk], *, long: bool) -> _Call:
+    def _begin(self, items: Sequence[Chunk], *, long: bool, lone: bool = False) -> _Call:
         """Has the executor run one slice of each item, from now on."""
         call = _Call(items, self._timer(), long=long)
         try:
             rows, turn, _ = call.extent
             bucket = self._executor.bucket(rows, turn)
-            call.batch = batch = gather(items, bucket, self._version)
+            batch = self._kept_batch.take(items[0], bucket) if lone else None
+            if batch is None:
+                batch = gather(items, bucket, self._version)
+            call.batch = batch
             call.small = bucket[0] * turn <= _SMALL_CELLS
             # In another process it may hang, and others beside it need not: nothing waits for that.
             call.brief = self._eager is not None and call.small and self._small.seconds <= _BRIEF_S
@@ -255,7 +260,7 @@ class Lane:
             call.limit.cancel()
         came = self._end(call)
         self.go()
-        self._hand_out(call.items, *came)
+        self._hand_out(call, *came)
 
     def _end(self, call: _Call) -> tuple[StepBatchResult | None, ServiceError | None]:
         self._calls.discard(call)
@@ -286,8 +291,9 @@ class Lane:
             return None, BadModelOutput(f"the model failed: {type(error).__name__}")
         return result, None
 
-    def _hand_out(self, items: Sequence[Chunk], result: StepBatchResult | None, error: ServiceError | None) -> None:
+    def _hand_out(self, call: _Call, result: StepBatchResult | None, error: ServiceError | None) -> None:
         """Resolves the items that are through, queues the others again, and fails what has to fail."""
+        items = call.items
         if isinstance(error, BadModelOutput) and rows_of(items) > 1:
             # One row fails, not its batch: the halves are run again, down to single rows.
             self._halves.extend(halves_of(items))
@@ -311,6 +317,8 @@ class Lane:
             if item.size:
                 item.advance(outputs, states, result.native if item.size == len(result.state) else None)
             begin = end
+        if call.batch is not None and call.batch.again:
+            self._kept_batch.give_back(call.batch)
 
     def _form(self) -> tuple[list[Chunk], bool]:
         """Takes the next batch off the queues, and gives each item its turn; it may be empty. Tells if of long ones."""

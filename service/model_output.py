@@ -24,7 +24,10 @@ def check_shapes(version: ModelVersion, batch: StepBatch, result: StepBatchResul
 
 def bad_rows(result: StepBatchResult, rows: int) -> BoolArray | None:
     """Which of the first ``rows`` rows hold NaN or Inf; None where none does."""
-    if all_finite(result.outputs[:rows], result.state[:rows]):
+    outputs, state = result.outputs, result.state
+    if rows < len(state):
+        outputs, state = outputs[:rows], state[:rows]
+    if all_finite(outputs, state):
         return None
     bad = np.zeros(rows, np.bool_)
     for row in range(rows):

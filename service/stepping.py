@@ -88,9 +88,12 @@ class Stepping:
         call = self._parse(request, principal.name, remaining)
         return codec.render_reply(request, await self._engine.step(call, principal.max_queued_steps))
 
-    def _parse(self, request: pb.StepRequest, owner: str, remaining: float | None = None) -> StepCall:
+    def _parse(
+        self, request: pb.StepRequest, owner: str, remaining: float | None = None, *, check_id: bool = True
+    ) -> StepCall:
         deadline = self._clock() + self._limit(codec.parse_timeout(request), remaining)
-        return codec.parse_step(request, owner, deadline, self._limits.max_chunk_bytes, current_connection() or owner)
+        caller, most = current_connection() or owner, self._limits.max_chunk_bytes
+        return codec.parse_step(request, owner, deadline, most, caller, check_id=check_id)
 
     def _limit(self, limit: float | None, remaining: float | None) -> float:
         """The time limit of a step: its own or its call's, whichever ends first; the gateway's where it has none."""
@@ -114,7 +117,8 @@ class Stepping:
             return None
         try:
             principal = current()
-            call = self._parse(request, principal.name)
+            # An id that is none has no session: then the long way says what is wrong with it.
+            call = self._parse(request, principal.name, check_id=False)
         except ServiceError:
             return None
         ended = functools.partial(self._single_ended, request, arrived)

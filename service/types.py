@@ -112,6 +112,8 @@ class StepBatch(NamedTuple):
         aligned: Whether each array is known to begin at a multiple of ``ALIGNMENT`` and to be contiguous and writeable,
             or to be there as ``native``.
         native: ``state`` as the executor answered it with an earlier batch (``StepBatchResult.native``), or None.
+        again: The same batch, this very tuple, comes again with other values in its arrays once it has been answered.
+            What an executor makes of the arrays, not of their values, it may keep for then.
     """
 
     inputs: FloatArray
@@ -121,6 +123,7 @@ class StepBatch(NamedTuple):
     origins: tuple[object, ...] = ()
     aligned: bool = False
     native: object = None
+    again: bool = False
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
@@ -132,7 +135,15 @@ def address_of(array: npt.NDArray[Any]) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
 
 
-def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins: tuple[object, ...] = ()) -> StepBatch:
+def empty_batch(
+    rows: int,
+    steps: int,
+    input_dim: int,
+    state_size: int,
+    origins: tuple[object, ...] = (),
+    *,
+    again: bool = False,
+) -> StepBatch:
     """A batch of nothing: inputs, lengths and resets of zeros; its states hold whatever was there.
 
     One block of memory, in which each array begins where executors can use it as it is.
@@ -147,7 +158,7 @@ def empty_batch(rows: int, steps: int, input_dim: int, state_size: int, origins:
         array((rows,), _INT32, block, first + at_lengths),
         array((rows,), _BOOL, block, first + at_reset),
         array((rows, state_size), _FLOAT32, block, first + at_state),
-        *(origins, True, None),
+        *(origins, True, None, again),
     )
     return tuple_of(StepBatch, values)
 

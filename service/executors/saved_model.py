@@ -88,6 +88,8 @@ class SavedModel:
         self._plain = self._make_function(compile=False)
         self._compiled: _Function | None = None
         self._compiled_shapes: set[tuple[int, int]] = set()
+        # The last batch that comes again, and its tensors. One value: threads that run at once see either all of it.
+        self._kept: tuple[StepBatch | None, tuple[Any, ...]] = (None, ())
         self._try_out()
 
     @property
@@ -159,9 +161,7 @@ class SavedModel:
     def _run(self, function: _Function, batch: StepBatch) -> StepBatchResult:
         errors = self._tf.errors
         try:
-            tensor = self._tensor_on if batch.aligned else self._tensor
-            before = tensor(batch.state) if batch.native is None else batch.native
-            outputs, state = function(tensor(batch.inputs), tensor(batch.lengths), tensor(batch.reset), before)
+            outputs, state = function(*self._tensors(batch))
             # The buffers of the tensors themselves: `.numpy()` would copy them.
             arrays = np.asarray(memoryview(outputs)), np.asarray(memoryview(state))
         except (errors.ResourceExhaustedError, errors.UnavailableError, errors.CancelledError) as error:
@@ -173,6 +173,21 @@ class SavedModel:
                 raise BadModelOutput(f"model {self.key} answered {name} of {array.dtype}; expected float32")
         # Here they are in this core's cache; whoever hands them out sits on another.
         return StepBatchResult(*arrays, finite=all_finite(*arrays), native=state if self.on_cpu else None)
+
+    def _tensors(self, batch: StepBatch) -> tuple[Any, ...]:
+        """What ``step`` is called with. On the memory of a batch that comes again they are made once.
+
+        Not where they are copied to another device to be read: TensorFlow may keep the copy for the next time.
+        """
+        kept = self._kept
+        if kept[0] is batch:
+            return kept[1]
+        tensor = self._tensor_on if batch.aligned else self._tensor
+        before = tensor(batch.state) if batch.native is None else batch.native
+        tensors = tensor(batch.inputs), tensor(batch.lengths), tensor(batch.reset), before
+        if batch.again and batch.aligned and self.on_cpu:
+            self._kept = batch, tensors
+        return tensors
 
     def _tensor(self, array: npt.NDArray[Any]) -> Any:
         """A tensor on the array's own memory where that is aligned as TensorFlow wants it; else on a copy."""

@@ -216,6 +216,8 @@ class TfServingExecutor:
 
     def _pick(self, candidates: Sequence[Replica], tried: set[Replica]) -> Replica | None:
         """The least busy one that has not been tried; round robin among equals."""
+        if len(candidates) == 1 and not tried:  # nothing to choose
+            return candidates[0]
         fresh = [replica for replica in candidates if replica not in tried]
         if not fresh:
             return None

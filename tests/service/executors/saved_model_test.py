@@ -137,3 +137,25 @@ def test_states_go_back_in_as_the_model_has_them_and_stay_what_they_are(model, s
 def test_states_that_lie_in_a_gpu_s_memory_are_not_kept_there(model, monkeypatch):
     monkeypatch.setattr(model, "on_cpu", False)
     assert model.run(aligned(random_batch(64, 4))).native is None
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+@pytest.mark.parametrize("steps", [3, 4], ids=["plain", "compiled"])
+def test_a_batch_that_comes_again_is_read_again(model, monkeypatch, steps, on_cpu):
+    monkeypatch.setattr(model, "on_cpu", on_cpu)
+    again = empty_batch(1, steps, WIDTH, WIDTH, again=True)
+    made = []
+    monkeypatch.setattr(model, "_from_dlpack", lambda capsule, make=model._from_dlpack: made.append(1) or make(capsule))
+    for seed in range(5):
+        batch = random_batch(1, steps, seed)
+        for field in FIELDS:
+            getattr(again, field)[...] = getattr(batch, field)
+        came, wanted = model.run(again), model.run(batch._replace(**{f: getattr(batch, f).copy() for f in FIELDS}))
+        np.testing.assert_array_equal(came.outputs, wanted.outputs)
+        np.testing.assert_array_equal(came.state, wanted.state)
+        made_for_it = len(made)
+    other = model.run(aligned(random_batch(1, steps, 9)))
+    model.run(again)
+    # On a GPU TensorFlow may keep what it has copied there of a tensor: there each time has tensors of its own.
+    assert (len(made) - made_for_it == 4) == on_cpu
+    assert other.finite

@@ -1,5 +1,6 @@
 """Requests and answers of ``step`` written and read as bytes, against what protobuf makes of them."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from service.executors import step_messages
 from service.executors.serving_messages import MessageError, decode_predict, encode_predict, float_output
 from service.executors.serving_protos import predict_pb2
 from service.executors.step_messages import StepMessages
-from service.types import FloatArray, StepBatch, StepBatchResult, VersionKey
+from service.types import FloatArray, StepBatch, StepBatchResult, VersionKey, empty_batch
 from tests.service.executors.fake_model_server import reply
 from tests.service.executors.sequence_models import WIDTH, random_batch
 from tests.service.executors.tf_serving import ONE, TWO
@@ -123,6 +124,30 @@ def test_requests_for_batches_of_another_width_are_others() -> None:
         request = predict_pb2.PredictRequest.FromString(messages.request(batch))
         assert [dim.size for dim in request.inputs["state"].tensor_shape.dim] == [2, width]
         assert request.inputs["state"].tensor_content == batch.state.tobytes()
+
+
+@settings(deadline=None)
+@given(order=st.lists(st.integers(0, 2), min_size=1, max_size=8), fortran=st.booleans())
+def test_a_batch_that_comes_again_is_read_again(order: list[int], fortran: bool) -> None:
+    messages = StepMessages(TWO)
+    batches = [empty_batch(1, steps, WIDTH, WIDTH, again=True) for steps in (2, 2, 3)]
+    if fortran:  # of which no request can be put together as it lies
+        batches[2] = batches[2]._replace(inputs=np.asfortranarray(np.zeros((1, 3, WIDTH), np.float32)))
+    for seed, at in enumerate(order):
+        values_of, batch = random_batch(*batches[at].inputs.shape[:2], seed=seed), batches[at]
+        for field in ("inputs", "lengths", "reset", "state"):
+            getattr(batch, field)[...] = getattr(values_of, field)
+        assert messages.request(batch) == StepMessages(TWO).request(values_of)
+        expected = values(batch, seed)
+        assert same(messages.result(typed(expected.outputs, expected.state, TWO), batch), expected)
+
+
+def test_any_other_batch_is_let_go_of() -> None:
+    messages, batch = StepMessages(TWO), random_batch(2, 1)
+    state = weakref.ref(batch.state)
+    messages.request(batch)
+    del batch
+    assert state() is None
 
 
 @pytest.mark.parametrize("write", FORMS)
