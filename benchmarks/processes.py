@@ -82,6 +82,18 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
+def stolen(since=None):
+    """The share of the cores' time that the host has given to others since an earlier call; and what the next takes.
+
+    See "steal" in proc_stat(5): 0 on a machine that is nobody's guest. What was taken away shows in all that was
+    measured meanwhile.
+    """
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    now = ticks[7], sum(ticks)
+    took, passed = (0, 0) if since is None else (now[0] - since[0], now[1] - since[1])
+    return took / max(1, passed), now
+
+
 def cpu_of(server=None, store=None):
     """CPU seconds of a gateway's own threads, of those that run its models, and of a store beside it, by process id."""
     spent = {}

@@ -22,6 +22,7 @@ def section(results):
     lines = [
         f"`make bench`, {machine['date']}: {machine['processor']}, {machine['cores']} cores, Python "
         f"{machine['python']};",
+        f"of the cores' time the host gave {machine['stolen']:.1%} to others;",
         "an NTM of 128 slots x 20 with an LSTM controller of 100 in the gateway's process, clients on the same cores.",
         "",
         "| closed loop | steps a request | steps/s | p50 ms | p99 ms | CPU us a request: client, gateway, executor |",

@@ -52,6 +52,7 @@ def main():
 def run(folder, seconds, rounds):
     models = folder / "models"
     results = {"machine": machine(), "seconds": seconds, "rounds": rounds}
+    _, began = processes.stolen()
     print(", ".join(f"{name} {value}" for name, value in results["machine"].items()))
     script("export", models)
     with (
@@ -70,6 +71,8 @@ def run(folder, seconds, rounds):
     results["store"] = valkey(folder, models, seconds)
     results["predict"] = beside_predict(folder, models, seconds, rounds)
     results["live"] = live_sessions(folder, models, seconds, max(7, rounds))
+    results["machine"]["stolen"], _ = processes.stolen(began)
+    print(f"of the cores' time the host gave {results['machine']['stolen']:.1%} to others")
     results["ratios"] = ratios.of(results)
     print(f"\n{'':70}{'figure':>8}{'aim':>17}")
     for ratio in results["ratios"]:

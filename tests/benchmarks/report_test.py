@@ -47,7 +47,7 @@ def turn(number):
 @pytest.fixture
 def results():
     found = {
-        "machine": {"processor": "one", "cores": 2, "python": "3", "date": "today"},
+        "machine": {"processor": "one", "cores": 2, "python": "3", "date": "today", "stolen": 0.0123},
         "bare": [{"steps_per_s": 100_000.0}],
         "turns": [turn(1), turn(2), turn(9)],
         "gateway": [case("coalesced", 1, 1, 500.0), case("open", 256, 1, 900.0, rate=1000.0)],
