@@ -46,6 +46,7 @@ class KeptBatch:
         state[0] = 0 if before is None else before
         return batch
 
-    def give_back(self, batch: StepBatch) -> None:
-        """Nobody reads it any more."""
-        self._batch = batch
+    def give_back(self, batch: StepBatch | None) -> None:
+        """Nobody reads a batch any more; what is none of these is let go of."""
+        if batch is not None and batch.again:
+            self._batch = batch

@@ -232,10 +232,8 @@ class Lane:
         try:
             rows, turn, _ = call.extent
             bucket = self._executor.bucket(rows, turn)
-            batch = self._kept_batch.take(items[0], bucket) if lone else None
-            if batch is None:
-                batch = gather(items, bucket, self._version)
-            call.batch = batch
+            kept = self._kept_batch.take(items[0], bucket) if lone else None
+            call.batch = batch = kept or gather(items, bucket, self._version)
             call.small = bucket[0] * turn <= _SMALL_CELLS
             # In another process it may hang, and others beside it need not: nothing waits for that.
             call.brief = self._eager is not None and call.small and self._small.seconds <= _BRIEF_S
@@ -317,8 +315,7 @@ class Lane:
             if item.size:
                 item.advance(outputs, states, result.native if item.size == len(result.state) else None)
             begin = end
-        if call.batch is not None and call.batch.again:
-            self._kept_batch.give_back(call.batch)
+        self._kept_batch.give_back(call.batch)
 
     def _form(self) -> tuple[list[Chunk], bool]:
         """Takes the next batch off the queues, and gives each item its turn; it may be empty. Tells if of long ones."""

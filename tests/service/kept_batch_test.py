@@ -68,6 +68,8 @@ def test_other_batches_are_gathered_and_it_stays():
     together.states = np.zeros((1, STATE_SIZE), np.float32)
     for chunk, rows in ((several, 2), (traced, 1), (together, 1), (chunk_of(rng, 1), 2)):
         assert kept.take(chunk, (rows, 4)) is None
+        kept.give_back(gather([chunk], (rows, 4), version_of()))
+    kept.give_back(None)
     assert taken(kept, chunk_of(rng, 2), (1, 4)) is batch
 
 
