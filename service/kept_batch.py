@@ -1,4 +1,4 @@
-"""The batch of a chunk that runs by itself, made once and filled anew for each: making it is most of what one costs."""
+"""The batch of a chunk that runs by itself, made once and filled anew for each."""
 
 from service.chunk import Chunk
 from service.types import ModelVersion, StepBatch, empty_batch
@@ -18,26 +18,21 @@ class KeptBatch:
     def __init__(self, version: ModelVersion) -> None:
         self._version = version
         self._batch: StepBatch | None = None
-        self._bucket = (0, 0)
-        self._turn = 0
 
     def take(self, item: Chunk, bucket: tuple[int, int]) -> StepBatch | None:
         """The batch of a chunk of which nothing has run yet, padded to ``(rows, steps)``.
 
         None where it has to be gathered: of another row count than one, or where its origin has to be told.
         """
-        rows, states = bucket[0], item.states
+        (rows, steps), states = bucket, item.states
         if rows != 1 or item.origin is not None or not isinstance(states, list):
             return None
         batch, self._batch = self._batch, None
-        if batch is None or bucket != self._bucket:
-            version = self._version
-            batch = empty_batch(1, bucket[1], version.input_dim, version.state_size, again=True)
-            self._bucket, self._turn = bucket, 0
+        if batch is None or batch.inputs.shape[1] != steps:
+            batch = empty_batch(1, steps, self._version.input_dim, self._version.state_size, again=True)
         inputs, lengths, reset, state, *_ = batch
         turn = item.turn
-        if turn != self._turn:
-            self._turn = turn
+        if lengths[0] != turn:
             inputs[:, turn:] = 0
             lengths[0] = turn
         inputs[:, :turn] = item.inputs

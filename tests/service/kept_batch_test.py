@@ -57,6 +57,16 @@ def test_it_is_what_the_chunk_would_be_gathered_to(chunks):
         last = batch, steps, give_back
 
 
+@pytest.mark.parametrize(("turns", "steps"), [((4, 1, 1), (4, 4, 4)), ((2, 2, 2), (4, 5, 5)), ((3, 1, 2), (4, 5, 4))])
+def test_one_that_is_given_back_after_another_was_taken_is_still_told_from_it(turns, steps):
+    rng = np.random.default_rng(0)
+    kept = KeptBatch(version_of())
+    first = taken(kept, chunk_of(rng, turns[0]), (1, steps[0]))
+    taken(kept, chunk_of(rng, turns[1]), (1, steps[1]))
+    kept.give_back(first)
+    taken(kept, chunk_of(rng, turns[2]), (1, steps[2]))
+
+
 def test_other_batches_are_gathered_and_it_stays():
     rng = np.random.default_rng(0)
     kept = KeptBatch(version_of())
