@@ -46,6 +46,8 @@ def measure(folder, options):
     models = folder / "models"
     export_copy_model(models)
     results = {"loads": []}
+    # The loads' sessions, which stay, and those that memory is told by.
+    room = options.sessions + sum(sessions for sessions, _ in LOADS)
     with ExitStack() as stack:
         store, url = valkey(stack, folder)
         server = stack.enter_context(model_server(folder / "model-server", models))
@@ -53,7 +55,7 @@ def measure(folder, options):
         parts = {"model server": server.process.pid, "store": store.pid}
         deployments = {
             "embedded, memory": ((), ("--model-dir", models, "--log-level", "warning")),
-            "model server, memory": (("model server",), (*remote, "--max-sessions", options.sessions * 2)),
+            "model server, memory": (("model server",), (*remote, "--max-sessions", room)),
             "model server, Valkey": (("model server", "store"), (*remote, "--store", url)),
         }
         started = {

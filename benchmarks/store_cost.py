@@ -25,6 +25,13 @@ BIN = Path(sys.executable).parent
 # The log is written each second, or before each answer.
 STORES = {"memory": None, "valkey everysec": "everysec", "valkey always": "always"}
 
+# Of all processes here. With oneDNN's operations TensorFlow 2.21 corrupts its memory (docs/design.md, "oneDNN is off").
+ENVIRONMENT = {
+    "TF_ENABLE_ONEDNN_OPTS": "0",
+    **os.environ,
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}",
+}
 EXPORT = """
 import sys
 import keras
@@ -104,11 +111,10 @@ def rounds(options, targets):
 def start(folder, name, *command):
     """A server on a free port; returns the process and the port once it listens."""
     port_file, log = folder / f"{name}.port", folder / f"{name}.log"
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}"}
     listening = ("--listen", "127.0.0.1:0", "--port-file", str(port_file))
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(part) for part in (*command, *listening)], cwd=folder, env=environment, stdout=output, stderr=output
+            [str(part) for part in (*command, *listening)], cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output
         )
     deadline = time.monotonic() + 120
     while not port_file.exists():
@@ -138,9 +144,8 @@ def start_valkey(folder, fsync):
 
 
 def run_python(*arguments):
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'protos'}"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(arguments[:2])} failed:\n{done.stderr[-3000:]}")
