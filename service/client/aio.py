@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from service.client import calls, values, wire
 from service.client.aio_connection import AsyncConnection
-from service.client.blocks import Block
+from service.client.blocks import Block, together
 from service.client.errors import GatewayError
 from service.client.options import ChannelOption, ClientOptions
 from service.client.retry import RetryPolicy
@@ -129,10 +129,10 @@ class AsyncSequenceClient:
             return []
         turn, connection = _Turn(), self._connection
         lines = [session.line_of(connection) for session, _ in steps]
-        block = Block(lines, wire.as_all_inputs(inputs for _, inputs in steps), deadline, turn.done)
-        await turn.run(block, connection)
-        block.mark_seen()
-        return block.outcomes() if return_exceptions else block.results()
+        asked = together(lines, wire.as_all_inputs([inputs for _, inputs in steps]), deadline, turn.done)
+        await turn.run(asked, connection)
+        asked.mark_seen()
+        return asked.outcomes() if return_exceptions else asked.results()
 
     async def models(self, *, timeout: float | None = None) -> list[values.Model]:
         """What is served, by name."""

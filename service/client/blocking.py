@@ -8,7 +8,7 @@ import grpc
 import numpy.typing as npt
 
 from service.client import calls, values, wire
-from service.client.blocks import Block
+from service.client.blocks import together
 from service.client.connection import Connection
 from service.client.errors import GatewayError
 from service.client.futures import StepFuture, Turn
@@ -167,10 +167,10 @@ class SequenceClient:
             return []
         turn, connection = Turn(), self._connection
         lines = [session.line_of(connection) for session, _ in steps]
-        block = Block(lines, wire.as_all_inputs(inputs for _, inputs in steps), deadline, turn.done)
-        turn.run(block, connection.threads)
-        block.mark_seen()
-        return block.outcomes() if return_exceptions else block.results()
+        asked = together(lines, wire.as_all_inputs([inputs for _, inputs in steps]), deadline, turn.done)
+        turn.run(asked, connection.threads)
+        asked.mark_seen()
+        return asked.outcomes() if return_exceptions else asked.results()
 
     def models(self, *, timeout: float | None = None) -> list[values.Model]:
         """What is served, by name."""

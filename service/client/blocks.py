@@ -197,6 +197,15 @@ class Block:
         return [step.result() for step in self._steps]
 
 
+def together(
+    lines: Sequence[Line], inputs: Sequence[FloatArray], deadline: float, done: Callable[[Any], None]
+) -> Step | Block:
+    """The steps of one call, as ``Block`` has them; one by itself is a step like any other."""
+    if len(lines) == 1:
+        return Step(lines[0], inputs[0], deadline, done)
+    return Block(lines, inputs, deadline, done)
+
+
 class Countdown:
     """Calls back once some number of steps have their outcome.
 

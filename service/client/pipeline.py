@@ -151,11 +151,17 @@ class Pipeline:
         """The next message to send on ``stream``: all that is ready, up to the size limit; None where nothing is."""
         if stream != self._stream or not (self._ready or self._cancel):
             return None
-        message = pb.StreamStepsRequest(cancel=self._cancel)
+        now, message, ready = self._clock(), pb.StreamStepsRequest(), self._ready
+        if len(ready) == 1 and not self._cancel and isinstance(step := ready[0], Step):  # what follows, in short
+            ready.popleft()
+            if step.finished:
+                return None
+            self._under_way.fill(message.requests.add(), step, stream, now)
+            return message
+        message.cancel.extend(self._cancel)
         self._cancel.clear()
-        now = self._clock()
         room = self._max_message_bytes
-        ready, alike = self._ready, Sorter(now, columns=stream == self._columns_on)
+        alike = Sorter(now, columns=stream == self._columns_on)
         if not alike.columns:
             self._under_way.break_up_on(0)
         while ready:

@@ -1,7 +1,7 @@
 """One step on its way, and the line of steps that a session is."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -89,6 +89,14 @@ class Step:
         if self.outputs is None:
             raise AssertionError("the step has no outcome yet")
         return self.outputs
+
+    def results(self) -> Sequence[FloatArray]:
+        """``result``, as a block of steps has it of each."""
+        return [self.result()]
+
+    def outcomes(self) -> Sequence[FloatArray | GatewayError | None]:
+        """``[time, output_dim]``, or what went wrong with it, likewise."""
+        return [self.outputs if self.error is None else self.error]
 
 
 class Failure:

@@ -33,7 +33,8 @@ class StepTasks:
         self._pipeline = Pipeline(
             policy=options.retry, max_message_bytes=options.max_message_bytes, clock=self._loop.time
         )
-        self._to_send = asyncio.Event()
+        self._sending_on = 0
+        self._idle: asyncio.Future[None] | None = None  # of the sender, while it has nothing to send
         self._alarm: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # grpc's published types take the serializer of the base class for the request's type.
@@ -74,7 +75,10 @@ class StepTasks:
         pipeline = self._pipeline
         if pipeline.wants_stream():
             self._spawn(self._run_stream(pipeline.open_stream()))
-        self._to_send.set()
+        if pipeline.has_message() or pipeline.stream != self._sending_on:
+            self._sending_on = pipeline.stream
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
         while (request := pipeline.take_large()) is not None:
             self._spawn(self._send_alone(request))
         self._set_alarm(pipeline.wake_at())
@@ -128,8 +132,8 @@ class StepTasks:
                 if message is not None:
                     await call.write(message)
                 else:
-                    self._to_send.clear()
-                    await self._to_send.wait()
+                    self._idle = self._loop.create_future()
+                    await self._idle
             await call.done_writing()
 
     async def _send_alone(self, request: pb.StepRequest) -> None:

@@ -1,6 +1,6 @@
 """NumPy to protobuf and back, for the client."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def as_inputs(inputs: npt.ArrayLike) -> FloatArray:
     return array
 
 
-def as_all_inputs(inputs: Iterable[npt.ArrayLike]) -> list[FloatArray]:
+def as_all_inputs(inputs: Sequence[npt.ArrayLike]) -> list[FloatArray]:
     """``as_inputs`` of each; of what is an array of float32 already, as most are, at half the price."""
     return [each if type(each) is np.ndarray and each.dtype is LITTLE_FLOAT32 else as_inputs(each) for each in inputs]
 
@@ -43,7 +43,7 @@ def to_array(tensor: tensor_pb2.Tensor) -> FloatArray:
     """
     if tensor.dtype != FLOAT32:
         raise ValueError(f"expected a tensor of DATA_TYPE_FLOAT32, got dtype {tensor.dtype}")
-    return np.frombuffer(bytearray(tensor.content), LITTLE_FLOAT32).reshape(tensor.shape)
+    return np.frombuffer(bytearray(tensor.content), LITTLE_FLOAT32).reshape(tensor.shape[:])
 
 
 def to_outputs(response: pb.StepResponse, end: int) -> FloatArray:

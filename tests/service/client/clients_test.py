@@ -195,6 +195,20 @@ def test_step_many_returns_or_raises_what_went_wrong(client):
     assert (good.position, bad.position) == (1, 0)
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_whoever_was_told_of_a_failure_by_step_many_goes_on(client, count):
+    sessions = [client.session("sums") for _ in range(count)]
+    wrong, right = np.zeros((1, 7)), random_inputs(2)
+    for _ in range(2):
+        came = client.step_many([(session, wrong) for session in sessions], return_exceptions=True)
+        assert [error.reason for error in came] == ["INVALID_TENSOR"] * count
+    for session in sessions:  # they know, and ask for another step
+        np.testing.assert_array_equal(session.step(right), run_whole(right)[0])
+    assert refused(client.step_many, [(session, wrong) for session in sessions]).reason == "INVALID_TENSOR"
+    for session in sessions:  # also of those that came after the one that was raised
+        assert session.step(right).shape == (2, 3)
+
+
 def test_one_session_several_times_in_step_many_runs_in_order(client):
     session = client.session("sums")
     inputs = random_inputs(6)

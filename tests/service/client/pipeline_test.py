@@ -79,6 +79,26 @@ def test_a_deadline_passes_and_the_gateway_is_told():
     assert bench.gateway.applied["a"] == [5]
 
 
+def test_a_step_given_up_before_it_was_sent_is_never_sent():
+    bench = Bench()
+    step = bench.step("a", 5)
+    bench.pipeline.cancel(step)
+    assert bench.send()[1] is None
+    assert not bench.pipeline.has_message()
+    assert step.error.reason == "CANCELLED"
+
+
+def test_a_step_by_itself_takes_along_what_is_given_up():
+    bench = Bench()
+    given_up = bench.step("a", 5)
+    _, message = bench.send()
+    bench.pipeline.cancel(given_up)
+    bench.step("b", 6)
+    _, told = bench.send()
+    assert (ids(told), list(told.cancel)) == (["b"], [message.requests[0].request_id])
+    assert bench.send()[1] is None
+
+
 def test_steps_behind_one_that_fails_are_not_sent_in_its_place():
     bench = Bench()
     first, behind = bench.step("a", 1), bench.step("a", 2)

@@ -2,6 +2,7 @@
 # ruff: noqa: N802
 """A server whose answers a test writes, and which counts what it is sent: the other end of the wire, nothing else."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -22,13 +23,24 @@ def echo(request):
     )
 
 
+def echo_all(message):
+    """Answers a message so."""
+    return pb.StreamStepsResponse(responses=[echo(request) for request in message.requests])
+
+
 class ScriptedServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
-    """Echoes steps; ``messages`` and ``metadata`` tell what came, ``before`` is called with each message."""
+    """Echoes steps; ``messages`` and ``metadata`` tell what came, ``before`` is called with each message.
+
+    ``answer`` makes what is sent of a message; ``closed`` counts the streams on which the client has said that it sends
+    nothing more.
+    """
 
     def __init__(self):
         self.messages = []
         self.metadata = []
         self.before = lambda message, context: None
+        self.answer = echo_all
+        self.closed = threading.Semaphore(0)
 
     def CreateSession(self, request, context):
         self.metadata.append(dict(context.invocation_metadata()))
@@ -42,7 +54,8 @@ class ScriptedServicer(sequence_service_pb2_grpc.SequenceServiceServicer):
         for message in request_iterator:
             self.messages.append(message)
             self.before(message, context)
-            yield pb.StreamStepsResponse(responses=[echo(request) for request in message.requests])
+            yield self.answer(message)
+        self.closed.release()
 
 
 @contextmanager

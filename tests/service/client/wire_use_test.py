@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import trustme
 
-from service.client import RetryPolicy
-from tests.service.client.scripted import scripted_server
+from ntm_serving.v1 import sequence_service_pb2 as pb
+from service.client import GatewayError, RetryPolicy
+from tests.service.client.pipeline_bench import status
+from tests.service.client.scripted import echo_all, scripted_server
 
 CHUNK = np.ones((1, 4), np.float32)
 
@@ -51,6 +53,28 @@ def test_steps_that_wait_while_a_message_is_on_its_way_share_the_next(connect, s
         np.testing.assert_array_equal(future.result(20), CHUNK)
     assert steps_of(server) == 201
     assert len(server.messages) < 60
+
+
+@pytest.mark.parametrize("later", [0.01, 1000.0])
+def test_a_stream_whose_gateway_drains_is_closed_and_the_step_goes_on_another(connect, server, later):
+    client = connect(server.target, retry=RetryPolicy(initial=0.01))
+    session = client.session("m")
+    draining = status(grpc.StatusCode.UNAVAILABLE, "DRAINING", later)
+
+    def drain_once(message):
+        server.answer = echo_all
+        refused = [pb.StepResponse(request_id=r.request_id, status=draining) for r in message.requests]
+        return pb.StreamStepsResponse(responses=refused)
+
+    server.answer = drain_once
+    if later < 1:
+        np.testing.assert_array_equal(session.step(CHUNK, timeout=20), CHUNK)
+    else:  # past its time limit: it fails, and nothing comes after it
+        with pytest.raises(GatewayError, match="DRAINING"):
+            session.step(CHUNK, timeout=20)
+    assert server.closed.acquire(timeout=20)  # the first: nothing more was sent on it
+    assert not server.closed.acquire(blocking=False)
+    assert len(server.messages) == 1 + (later < 1)
 
 
 def test_a_message_stays_below_its_limit(connect, server):
