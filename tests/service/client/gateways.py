@@ -192,6 +192,10 @@ class BlockingFace:
     def model(self, name):
         return self.client.model(name)
 
+    def sender_waits(self):
+        """Whether what sends has nothing to send, and waits."""
+        return bool(self.client._connection.threads._to_send._waiters)
+
     def close(self):
         self.client.close()
 
@@ -252,6 +256,11 @@ class AsyncFace:
 
     def model(self, name):
         return self._threads.run(self.client.model(name))
+
+    def sender_waits(self):
+        """See ``BlockingFace``."""
+        idle = self.client._connection.tasks._idle
+        return idle is not None and not idle.done()
 
     def close(self):
         self._threads.run(self.client.close())

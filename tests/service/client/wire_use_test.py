@@ -1,6 +1,7 @@
 """What the clients put on the wire: how many messages, which metadata, over what connection."""
 
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -63,6 +64,10 @@ def test_a_stream_whose_gateway_drains_is_closed_and_the_step_goes_on_another(co
 
     def drain_once(message):
         server.answer = echo_all
+        end = time.monotonic() + 20
+        while not client.sender_waits():  # else it sees by itself that the stream is over
+            assert time.monotonic() < end
+            time.sleep(0.001)  # another thread has to come round
         refused = [pb.StepResponse(request_id=r.request_id, status=draining) for r in message.requests]
         return pb.StreamStepsResponse(responses=refused)
 
